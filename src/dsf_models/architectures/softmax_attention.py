@@ -1,0 +1,220 @@
+"""Softmax attention: a system with an infinite state, run on transformers' attention interface.
+
+    y_i = Σ_{j<=i} exp(s_ij) v_j / η_i        s_ij = q_i^T k_j / √n        η_i = Σ_{l<=i} exp(s_il)
+    Λ_i = (η_{i-1} / η_i) I        B_i = (1 / η_i) I ⊗ ψ(k_i)        C_i = I ⊗ φ(q_i)^T        D = 0
+
+φ and ψ are the infinite Taylor features of exp; `SoftmaxSystem.truncated` cuts them off.
+
+Sources: Vaswani et al. 2017; Sieber et al. 2024, section 4.1 (arXiv 2405.15731).
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.modeling_rope_utils import RopeParameters
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from ..backbone import (
+    Architecture,
+    DSFBlock,
+    DSFConfig,
+    DSFForCausalLM,
+    DSFForSequenceClassification,
+    DSFForTokenClassification,
+    DSFMixer,
+    DSFModel,
+    TokenLayout,
+    checked_layer,
+    register_architecture,
+    require,
+    rotate,
+)
+from ..system import SoftmaxSystem
+
+__all__ = [
+    "SoftmaxAttentionConfig",
+    "SoftmaxAttentionForCausalLM",
+    "SoftmaxAttentionForSequenceClassification",
+    "SoftmaxAttentionForTokenClassification",
+    "SoftmaxAttentionMixer",
+    "SoftmaxAttentionModel",
+]
+
+
+@strict
+class SoftmaxAttentionConfig(DSFConfig):
+    """Configuration of softmax attention; see `DSFConfig` for the shared fields. state_size is the width of q and k per head."""
+
+    model_type: ClassVar[str] = "dsf_softmax_attention"
+    uses_rope: ClassVar[bool] = True
+
+    num_key_value_heads: int | None = None
+    """Heads of keys and values, shared by groups of query heads. Default: num_heads."""
+    attention_dropout: float | int = 0.0
+    """Dropout of the attention weights."""
+    rope_parameters: RopeParameters | dict | None = None
+    """transformers' rotary settings (rope_type, rope_theta, …), for position_embedding="rope". Default: theta 10,000."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_heads
+        super().__post_init__(**kwargs)
+
+    @property
+    def cache_layer_type(self) -> str:
+        """Keys and values, with the convolution's window where there is one."""
+        return "dsf_attention" if self.conv_kernel else "full_attention"
+
+    def validate_architecture(self) -> None:
+        """Raise where sizes or options do not fit together."""
+        super().validate_architecture()
+        require(
+            self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0,
+            "num_key_value_heads",
+            self.num_key_value_heads,
+            f"must divide num_heads={self.num_heads}.",
+        )
+        require(0 <= self.attention_dropout < 1, "attention_dropout", self.attention_dropout, "give a probability in [0, 1).")
+        require(
+            self.position_embedding != "rope" or self.state_size % 2 == 0,
+            "state_size",
+            self.state_size,
+            "rotary positions rotate pairs of features: choose an even width.",
+        )
+
+
+class SoftmaxAttentionMixer(DSFMixer):
+    """Maps u to queries, keys and values, and attends with the backend that transformers is told to use."""
+
+    block_attribute: ClassVar[str] = "self_attn"
+
+    def __init__(self, config: SoftmaxAttentionConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.num_key_value_groups = config.num_heads // config.num_key_value_heads
+        self.scaling = config.state_size**-0.5
+        self.is_causal = True
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.state_size, bias=config.use_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.state_size, bias=config.use_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=config.use_bias)
+
+    @classmethod
+    def conv_width(cls, config: SoftmaxAttentionConfig) -> int:
+        """Channels of q, k and v."""
+        return config.num_heads * config.state_size + config.num_key_value_heads * (config.state_size + config.head_dim)
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, None]:
+        """Return q, k, v side by side for the convolution."""
+        return torch.cat([self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)], dim=-1), None
+
+    def heads(self, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Split q (b, t, h, n), k (b, t, g, n), v (b, t, g, p), and rotate q and k where positions are rotary."""
+        config = self.config
+        keys = config.num_key_value_heads * config.state_size
+        q, k, v = qkv.split([config.num_heads * config.state_size, keys, config.num_key_value_heads * config.head_dim], dim=-1)
+        q, k = (x.unflatten(-1, (-1, config.state_size)) for x in (q, k))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v.unflatten(-1, (-1, config.head_dim))
+
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; the convolution follows the padding rule, the attention its mask, so slots keep their order.
+
+        Args:
+            hidden: normed hidden states (b, t, hidden_size).
+            layout: positions, padding and documents.
+            cache: holds keys, values and the convolution's window; updated in place.
+            attention_mask: the backend's causal mask.
+            position_embeddings: cos and sin of rotary positions.
+            kwargs: options of the attention backend.
+
+        Returns:
+            (b, t, hidden_size), and the attention weights (b, h, t, t) where the backend returns them.
+        """
+        q, k, v = (x.transpose(1, 2) for x in self.heads(self._mixed_qkv(hidden, layout, cache), position_embeddings))
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        y, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.finish(y.flatten(2), hidden), weights
+
+    def _mixed_qkv(self, hidden: Tensor, layout: TokenLayout, cache: Cache | None) -> Tensor:
+        """Return q, k, v side by side after the short convolution, in slot order."""
+        qkv, _ = self.project(hidden)
+        if self.conv is None:
+            return qkv
+        layer = checked_layer(cache, self.layer_idx) if cache is not None else None
+        return layout.scatter(self.convolve(layout.gather(qkv), layout, layer))
+
+    def observed_system(
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        cache: Cache | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> SoftmaxSystem:
+        """Return the exact system of softmax attention at these arguments (real tokens first in each row)."""
+        q, k, v = self.heads(self._mixed_qkv(hidden, layout, None), position_embeddings)
+        q, k, v = (layout.gather(x.flatten(2)).unflatten(-1, x.shape[2:]) for x in (q, k, v))
+        return SoftmaxSystem(q=q, k=k, u=v, scale=self.scaling, starts=layout.starts, lengths=layout.lengths)
+
+
+class _SoftmaxAttentionCapabilities:
+    """What transformers may ask of a model whose mixers are softmax attention."""
+
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": SoftmaxAttentionMixer}
+
+
+class SoftmaxAttentionModel(_SoftmaxAttentionCapabilities, DSFModel):
+    """Softmax attention without a head."""
+
+    config: SoftmaxAttentionConfig
+
+
+class SoftmaxAttentionForCausalLM(_SoftmaxAttentionCapabilities, DSFForCausalLM):
+    """Softmax-attention language model."""
+
+    config: SoftmaxAttentionConfig
+
+
+class SoftmaxAttentionForSequenceClassification(_SoftmaxAttentionCapabilities, DSFForSequenceClassification):
+    """Softmax-attention sequence classifier."""
+
+    config: SoftmaxAttentionConfig
+
+
+class SoftmaxAttentionForTokenClassification(_SoftmaxAttentionCapabilities, DSFForTokenClassification):
+    """Softmax-attention token classifier."""
+
+    config: SoftmaxAttentionConfig
+
+
+register_architecture(
+    Architecture(
+        config_class=SoftmaxAttentionConfig,
+        mixer_class=SoftmaxAttentionMixer,
+        model_class=SoftmaxAttentionModel,
+        causal_lm_class=SoftmaxAttentionForCausalLM,
+        sequence_classification_class=SoftmaxAttentionForSequenceClassification,
+        token_classification_class=SoftmaxAttentionForTokenClassification,
+        transition="(η_{i-1} / η_i) I per head, η_i = Σ_{l<=i} exp(q_i^T k_l / √n)",
+        input_matrix="(1 / η_i) I ⊗ ψ(k_i), ψ infinite",
+        output_matrix="I ⊗ φ(q_i)^T, φ infinite",
+    )
+)

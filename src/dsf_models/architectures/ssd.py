@@ -1,0 +1,194 @@
+"""SSD (Mamba-2): one input-dependent scalar decay per head.
+
+    Λ_i = λ_i I,  λ_i = exp(-Δ_i a)        B_i = Δ_i ⊗ b_i        C_i = I ⊗ c_i^T        D = diag(D)
+    Δ_i = softplus(W_Δ u_i + b_Δ),  b_i = W_B u_i,  c_i = W_C u_i,  a = exp(A_log)
+
+The default is the Mamba-2 block (convolution over x, B and C; SiLU gate; gated norm). `SSDConfig.minimal` is the strict form of
+the DSF paper: one head, one a, nothing around it.
+
+Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024, section 3.3 (arXiv 2405.15731).
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..backbone import (
+    Architecture,
+    DSFConfig,
+    DSFForCausalLM,
+    DSFForSequenceClassification,
+    DSFForTokenClassification,
+    DSFMixer,
+    DSFModel,
+    register_architecture,
+    require,
+    softplus_inverse,
+)
+from ..system import DSFSystem, ScalarDecay
+
+__all__ = ["SSDConfig", "SSDForCausalLM", "SSDForSequenceClassification", "SSDForTokenClassification", "SSDMixer", "SSDModel"]
+
+
+@strict
+class SSDConfig(DSFConfig):
+    """Configuration of SSD; see `DSFConfig` for the shared fields."""
+
+    model_type: ClassVar[str] = "dsf_ssd"
+
+    expand: int | float = 2
+    """Inner width over hidden_size."""
+    conv_kernel: int = 4
+    """Taps of the short causal convolution over x, B and C; 0 for none."""
+    gate: str = "silu"
+    """Activation of the output gate."""
+    output_norm: str = "rmsnorm"
+    """Norm behind the gate."""
+    n_groups: int = 1
+    """Groups of heads that share B and C."""
+    time_step_min: float | int = 0.001
+    """Smallest Δ at initialisation."""
+    time_step_max: float | int = 0.1
+    """Largest Δ at initialisation."""
+    time_step_limit: list[float | int] | tuple[float | int, ...] | None = None
+    """Bounds that Δ is clamped to; None for none."""
+    a_init_range: list[float | int] | tuple[float | int, ...] = (1.0, 16.0)
+    """Range from which a = exp(A_log) is drawn at initialisation."""
+
+    @classmethod
+    def minimal(cls, **fields: Any) -> "SSDConfig":
+        """Return the strict form of the DSF paper: one scalar Δ_i and one a for all states, no convolution, gate or norm."""
+        strict_form = {"num_heads": 1, "expand": 1, "conv_kernel": 0, "gate": "none", "output_norm": "none", "a_init_range": (1.0, 1.0)}
+        return cls(**{**strict_form, **fields})
+
+    def validate_architecture(self) -> None:
+        """Raise where sizes or options do not fit together."""
+        super().validate_architecture()
+        require(
+            self.n_groups > 0 and self.num_heads % self.n_groups == 0,
+            "n_groups",
+            self.n_groups,
+            f"must divide num_heads={self.num_heads}.",
+        )
+        require(
+            0 < self.time_step_min <= self.time_step_max,
+            "time_step_min",
+            self.time_step_min,
+            f"must be positive and at most time_step_max={self.time_step_max}.",
+        )
+        self._require_range("time_step_limit", lowest=0.0)
+        self._require_range("a_init_range", lowest=math.ulp(0.0))
+
+    def _require_range(self, name: str, lowest: float) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            ordered = len(value) == 2 and lowest <= value[0] <= value[1]
+            require(ordered, name, value, "give two numbers, the smaller first, none negative.")
+
+
+class SSDMixer(DSFMixer):
+    """Maps u to x, Δ, B, C by one projection and a short convolution; Λ = exp(-Δ a) per head."""
+
+    conv_activation: ClassVar[str | None] = "silu"
+    transition_parameters: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias", "D")
+
+    def __init__(self, config: SSDConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.n_groups = config.n_groups
+        self.in_proj = nn.Linear(config.hidden_size, self.conv_width(config) + config.num_heads, bias=config.use_bias)
+        self.A_log = nn.Parameter(torch.empty(config.num_heads))
+        self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
+        self.D = nn.Parameter(torch.empty(config.num_heads))
+
+    @classmethod
+    def conv_width(cls, config: SSDConfig) -> int:
+        """Channels of x, B and C."""
+        return config.inner_size + 2 * config.n_groups * config.state_size
+
+    @classmethod
+    def norm_groups(cls, config: SSDConfig) -> int:
+        """One group of the output norm for each group of heads."""
+        return config.n_groups
+
+    def init_parameters(self) -> None:
+        """Draw a from a_init_range and Δ log-uniformly from [time_step_min, time_step_max]; D = 1.
+
+        Intended spectrum at step 0: λ = exp(-Δ a) with Δ near softplus(dt_bias), so that with the defaults λ lies in
+        [exp(-1.6), exp(-0.001)] = [0.2, 0.999]: memories from one token to a thousand.
+        """
+        config = self.config
+        init.uniform_(self.A_log, *config.a_init_range)
+        init.copy_(self.A_log, self.A_log.log())
+        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+        init.uniform_(self.dt_bias, low, high)
+        init.copy_(self.dt_bias, softplus_inverse(self.dt_bias.exp()))
+        init.ones_(self.D)
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x, B, C side by side for the convolution, and the pre-activation of Δ (b, t, h), which it does not see."""
+        conv_in, dt = self.in_proj(hidden).split([self.conv_width(self.config), self.num_heads], dim=-1)
+        return conv_in, dt
+
+    def system(self, conv_out: Tensor, rest: Tensor) -> DSFSystem:
+        """Return λ_i = exp(-Δ_i a), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
+        shared = self.n_groups * self.state_size
+        x, B, C = conv_out.split([self.config.inner_size, shared, shared], dim=-1)
+        delta = F.softplus(rest.to(self.dt_bias.dtype) + self.dt_bias)
+        if self.config.time_step_limit is not None:
+            delta = delta.clamp(*self.config.time_step_limit)
+        return DSFSystem(
+            u=x.unflatten(-1, (self.num_heads, self.head_dim)),
+            B=B.unflatten(-1, (self.n_groups, self.state_size)),
+            C=C.unflatten(-1, (self.n_groups, self.state_size)),
+            transition=ScalarDecay(-delta * self.A_log.exp()),
+            D=self.D,
+            input_gain=delta,
+        )
+
+
+class SSDModel(DSFModel):
+    """SSD without a head."""
+
+    config: SSDConfig
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
+
+
+class SSDForCausalLM(DSFForCausalLM):
+    """SSD language model."""
+
+    config: SSDConfig
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
+
+
+class SSDForSequenceClassification(DSFForSequenceClassification):
+    """SSD sequence classifier."""
+
+    config: SSDConfig
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
+
+
+class SSDForTokenClassification(DSFForTokenClassification):
+    """SSD token classifier."""
+
+    config: SSDConfig
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
+
+
+register_architecture(
+    Architecture(
+        config_class=SSDConfig,
+        mixer_class=SSDMixer,
+        model_class=SSDModel,
+        causal_lm_class=SSDForCausalLM,
+        sequence_classification_class=SSDForSequenceClassification,
+        token_classification_class=SSDForTokenClassification,
+        transition="exp(-Δ_i a) I per head, Δ_i = softplus(W_Δ u_i + b_Δ)",
+        input_matrix="Δ_i ⊗ b_i, b_i = W_B u_i",
+        output_matrix="I ⊗ c_i^T, c_i = W_C u_i",
+    )
+)

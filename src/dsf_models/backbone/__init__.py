@@ -1,0 +1,40 @@
+"""The backbone: everything that architectures share, knowing none of them by name."""
+
+from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer, state_bytes
+from .configuration import DSFConfig, require
+from .layout import TokenLayout
+from .mixer import DSFMixer, softplus_inverse
+from .modeling import (
+    DSFBlock,
+    DSFForCausalLM,
+    DSFForSequenceClassification,
+    DSFForTokenClassification,
+    DSFModel,
+    DSFPreTrainedModel,
+)
+from .positions import rotate
+from .registry import Architecture, get_architecture, list_architectures, register_architecture
+
+__all__ = [
+    "Architecture",
+    "DSFAttentionLayer",
+    "DSFBlock",
+    "DSFConfig",
+    "DSFForCausalLM",
+    "DSFForSequenceClassification",
+    "DSFForTokenClassification",
+    "DSFMixer",
+    "DSFModel",
+    "DSFPreTrainedModel",
+    "DSFStateLayer",
+    "DSFStaticAttentionLayer",
+    "TokenLayout",
+    "checked_layer",
+    "get_architecture",
+    "list_architectures",
+    "register_architecture",
+    "require",
+    "rotate",
+    "softplus_inverse",
+    "state_bytes",
+]

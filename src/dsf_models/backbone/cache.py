@@ -1,0 +1,223 @@
+"""Cache layers for recurrent states: transformers' own Cache classes hold one of these for each layer.
+
+Stock recurrent layers do not count tokens, so `generate` breaks on models without attention; these do. They register
+themselves under the names that `DSFConfig.layer_types` gives.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import (
+    STATIC_LAYER_TYPE_MAPPING,
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionLayer,
+    StaticLayer,
+)
+
+from .compat import CACHE_NAME
+
+__all__ = ["DSFAttentionLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer", "state_bytes"]
+
+
+class _WindowMixin:
+    """Reads and writes of the convolution window (b, K - 1, d), shared by the layers that have one."""
+
+    def read_window(self) -> Tensor | None:
+        """Return the last K - 1 convolution inputs, or None before the first write."""
+        return self.conv_states[0] if self.has_previous_state[0] else None
+
+    def write_window(self, window: Tensor) -> None:
+        """Store the window in place (a static address, for compiled decoding)."""
+        if not self.is_conv_states_initialized[0]:
+            LinearAttentionLayer.lazy_initialization(self, conv_states=window)
+            self.device = window.device
+        self.conv_states[0].copy_(window.detach())
+        self.has_previous_state[0] = True
+
+    def _map_states(self, function: Callable[[Tensor], Tensor]) -> None:
+        for states in (self.conv_states, self.recurrent_states):
+            for index, value in states.items():
+                if value is not None:
+                    states[index] = function(value)
+
+
+class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
+    """Recurrent state and convolution window of one layer, with the number of tokens seen."""
+
+    _layer_type = "dsf_state"
+    is_compileable = True
+    is_croppable = False
+    supports_early_init = False
+    is_sliding = False
+
+    def __init__(self, number_of_states: int = 1, **kwargs: Any) -> None:
+        CacheLayerMixin.__init__(self)
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+        self.is_initialized = False
+        # A tensor: a Python integer would make a compiled decoding step specialise on every length.
+        self.cumulative_length = torch.tensor(0, dtype=torch.long)
+
+    def read_state(self) -> Tensor | None:
+        """Return the recurrent state, or None before the first write."""
+        return self.recurrent_states[0] if self.is_initialized and self.has_previous_state[0] else None
+
+    def write_state(self, state: Tensor, num_tokens: int) -> None:
+        """Store the recurrent state in place, detached, and count the tokens that led to it."""
+        if not self.is_recurrent_states_initialized[0]:
+            self.lazy_initialization(recurrent_states=state)
+        self.recurrent_states[0].copy_(state.detach())
+        self.has_previous_state[0] = True
+        self.cumulative_length.add_(num_tokens)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Allocate the states; the device comes from whichever is written first."""
+        LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
+        states = [*self.conv_states.values(), *self.recurrent_states.values()]
+        reference = next(state for state in states if state is not None)
+        self.dtype, self.device = reference.dtype, reference.device
+        if not self.is_initialized:
+            self.cumulative_length = self.cumulative_length.to(reference.device)
+            if not torch.compiler.is_compiling():
+                torch._dynamo.mark_static_address(self.cumulative_length)
+            self.is_initialized = True
+
+    def update(self, key_states: Tensor | None, value_states: Tensor | None, *args: Any, **kwargs: Any) -> tuple[None, None]:
+        """Accept the empty update by which DataParallel rebuilds a cache.
+
+        Raises:
+            NotImplementedError: keys and values were given; a recurrent layer keeps none.
+        """
+        if key_states is None and value_states is None:
+            return None, None
+        raise NotImplementedError("a recurrent layer keeps no keys and values: use write_state and write_window.")
+
+    def get_seq_length(self) -> Tensor | int:
+        """Return the number of tokens seen."""
+        return self.cumulative_length if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[Tensor | int, int]:
+        """Return the length and offset that a mask over the whole past would have."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Return -1: a state has no maximum length."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything, keeping the memory."""
+        LinearAttentionLayer.reset(self)
+        self.cumulative_length.zero_()
+
+    def offload(self) -> None:
+        """Move the states to the CPU."""
+        LinearAttentionLayer.offload(self)
+
+    def prefetch(self) -> None:
+        """Move the states back to the layer's device."""
+        LinearAttentionLayer.prefetch(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Select beams."""
+        if self.is_initialized:
+            LinearAttentionLayer.reorder_cache(self, beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._map_states(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        self._map_states(lambda state: state[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse to forget single tokens: a recurrent state has none of them.
+
+        Raises:
+            RuntimeError: anything but 0 was asked for.
+        """
+        if tokens_to_remove:
+            raise RuntimeError("a recurrent state cannot be rolled back token by token.")
+
+
+class DSFAttentionLayer(_WindowMixin, LinearAttentionAndFullAttentionLayer):
+    """Growing keys and values of a softmax layer with a short convolution, and the convolution's window."""
+
+    _layer_type = "dsf_attention"
+    is_croppable = False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Select beams."""
+        if self.is_conv_states_initialized[0]:
+            LinearAttentionLayer.reorder_cache(self, beam_idx)
+        DynamicLayer.reorder_cache(self, beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._map_states(lambda state: state.repeat_interleave(repeats, dim=0))
+        DynamicLayer.batch_repeat_interleave(self, repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        self._map_states(lambda state: state[indices])
+        DynamicLayer.batch_select_indices(self, indices)
+
+
+class DSFStaticAttentionLayer(_WindowMixin, LinearAttentionAndStaticFullAttentionLayer):
+    """Preallocated keys and values of a softmax layer with a short convolution, and the convolution's window."""
+
+    _layer_type = "dsf_attention"
+    is_compileable = True
+    is_croppable = False
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._map_states(lambda state: state.repeat_interleave(repeats, dim=0))
+        self._map_keys(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        self._map_states(lambda state: state[indices])
+        self._map_keys(lambda tensor: tensor[indices])
+
+    def _map_keys(self, function: Callable[[Tensor], Tensor]) -> None:
+        if self.is_initialized:
+            self.keys, self.values = function(self.keys), function(self.values)
+            self.batch_size = self.keys.shape[0]
+
+
+STATIC_LAYER_TYPE_MAPPING["dsf_state"] = DSFStateLayer
+
+
+def checked_layer(cache: Cache, layer_idx: int) -> DSFStateLayer | DSFAttentionLayer | DSFStaticAttentionLayer:
+    """Return the cache layer of a mixer.
+
+    Raises:
+        ValueError: the cache was built without the model's configuration, so it holds keys and values instead of states.
+    """
+    layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+    if not isinstance(layer, _WindowMixin):
+        raise ValueError(
+            f"{CACHE_NAME} holds {type(layer).__name__} for layer {layer_idx}, which keeps no recurrent state: "
+            f"build it with {type(cache).__name__}(config=model.config, …)."
+        )
+    return layer
+
+
+def state_bytes(cache: Cache) -> int:
+    """Return the bytes of every tensor that a filled cache keeps, divided by its batch size: bytes per sequence."""
+    total, batch = 0, 1
+    for layer in cache.layers:
+        tensors = [layer.keys, layer.values] if isinstance(layer, DynamicLayer | StaticLayer) else []
+        if isinstance(layer, LinearAttentionLayer):
+            tensors += [*layer.conv_states.values(), *layer.recurrent_states.values()]
+        for tensor in tensors:
+            if tensor is not None:
+                batch = tensor.shape[0]
+                total += tensor.numel() * tensor.element_size()
+    return total // batch

@@ -1,0 +1,210 @@
+"""The configuration that every architecture shares: sizes, block structure, positions, initialisation."""
+
+import difflib
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+
+__all__ = ["DSFConfig", "require"]
+
+# Keys without a field of their own that transformers itself writes into config.json or passes to the constructor.
+_TRANSFORMERS_KEYS = frozenset(
+    "_commit_hash _name_or_path architectures attn_implementation auto_map custom_pipelines decoder_start_token_id "
+    "experts_implementation finetuning_task is_causal is_decoder layer_types model_type name_or_path num_labels "
+    "output_attentions per_layer_config quantization_config sep_token_id task_specific_params tie_last_hidden_states "
+    "tokenizer_class torch_dtype torchscript transformers_version use_return_dict".split()
+)
+
+
+def require(condition: bool, field: str, value: Any, remedy: str) -> None:
+    """Raise a `ValueError` that names the field, its value and the remedy, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{field}={value!r}: {remedy}")
+
+
+@strict
+class DSFConfig(PreTrainedConfig):
+    """Fields that all architectures share; each architecture adds its own in its file.
+
+    Inner width d = num_heads · head_dim; the state of a layer holds N = d · state_size numbers.
+
+    Raises:
+        ValueError: a field is unknown (the closest names are offered), or a value makes no sense; the message names the field,
+            the value and the remedy.
+    """
+
+    model_type: ClassVar[str] = "dsf"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
+    attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads"}
+    uses_rope: ClassVar[bool] = False
+    """Whether the architecture can rotate queries and keys (position_embedding="rope")."""
+
+    vocab_size: int = 32000
+    """Number of tokens in the vocabulary."""
+    hidden_size: int = 256
+    """Width of the residual stream."""
+    num_hidden_layers: int = 4
+    """Number of blocks, each a sequence mixer and (unless "none") a channel mixer."""
+
+    num_heads: int = 4
+    """Heads h of the mixer."""
+    head_dim: int | None = None
+    """Head width p (values). Default: expand · hidden_size / num_heads."""
+    expand: int | float = 1
+    """Inner width over hidden_size; num_heads · head_dim must equal expand · hidden_size."""
+    state_size: int = 64
+    """States per channel n: the width of keys and queries (B and C) per head."""
+    conv_kernel: int = 0
+    """Taps of the short causal convolution in front of the system; 0 for none."""
+    conv_bias: bool = True
+    """Whether the short convolution has a bias."""
+    gate: str = "none"
+    """Activation of the multiplicative output gate, y * act(W_g x); "none" for no gate."""
+    output_norm: Literal["none", "rmsnorm"] = "none"
+    """Norm between the mixer's core and its output projection."""
+    use_bias: bool = False
+    """Whether the mixer's projections have biases."""
+
+    channel_mixer: Literal["none", "mlp", "swiglu", "geglu"] = "none"
+    """Token-wise network after the mixer: "mlp" (hidden_act), gated "swiglu" or "geglu", or "none"."""
+    channel_mixer_depth: int = 1
+    """Hidden layers of the "mlp" channel mixer."""
+    intermediate_size: int | None = None
+    """Width of the channel mixer. Default: 4 · hidden_size."""
+    hidden_act: str = "gelu"
+    """Activation of the "mlp" channel mixer."""
+    mlp_bias: bool = False
+    """Whether the channel mixer's projections have biases."""
+
+    position_embedding: Literal["none", "learned", "rope"] = "none"
+    """Positions: none, a learned table added to the embeddings, or rotary queries and keys where the architecture has them."""
+    max_position_embeddings: int | None = None
+    """Longest sequence: the size of the learned table, and what evaluation tools read. None: no limit."""
+
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Norm in front of each mixer and of the head."""
+    norm_eps: float | int = 1e-6
+    """Added to the variance in every norm."""
+    dropout: float | int = 0.0
+    """Dropout of the embeddings and of each residual branch."""
+    initializer_range: float | int = 0.02
+    """Standard deviation of the weights of projections and embeddings at initialisation."""
+
+    tie_word_embeddings: bool = False
+    """Whether the language-model head shares the embedding's weights."""
+    label_alignment: Literal["next", "same"] = "next"
+    """Target of the output at t: labels[t + 1] ("next", transformers' convention) or labels[t] ("same", synthetic tasks)."""
+    use_cache: bool = True
+    """Whether the model returns its state by default (never in training mode unless asked)."""
+    pad_token_id: int | None = None
+    """Padding token; its embedding is zero."""
+    bos_token_id: int | None = None
+    """Token that starts a sequence."""
+    eos_token_id: int | list[int] | None = None
+    """Token or tokens that end a generated sequence."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("layer_types", None)
+        self._refuse_unknown(kwargs)
+        self._require_positive("hidden_size", "num_heads")
+        if self.head_dim is None:
+            inner = self.expand * self.hidden_size
+            require(
+                inner % self.num_heads == 0,
+                "num_heads",
+                self.num_heads,
+                f"does not divide expand · hidden_size = {inner:g}; choose a divisor, or set head_dim.",
+            )
+            self.head_dim = int(inner // self.num_heads)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def inner_size(self) -> int:
+        """Inner width d = num_heads · head_dim of the mixer."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def layer_types(self) -> list[str]:
+        """transformers' name of each layer's cache; a property, so that it never reaches config.json."""
+        return [self.layer_config(i).cache_layer_type for i in range(self.num_hidden_layers)]
+
+    @property
+    def cache_layer_type(self) -> str:
+        """Kind of cache that one layer of this architecture needs."""
+        return "dsf_state"
+
+    def layer_config(self, layer_idx: int) -> "DSFConfig":
+        """Return the configuration of one layer: this one, unless layers differ (hybrid)."""
+        return self
+
+    # ---- validation: every `validate_*` method runs at construction and before saving ---------------------------------
+
+    def validate_layer_type(self) -> None:
+        """Accept the project's own cache layer types, which transformers' list does not hold."""
+
+    def validate_architecture(self) -> None:
+        """Raise where sizes or options do not fit together."""
+        self._require_positive("vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size")
+        require(
+            self.inner_size == self.expand * self.hidden_size,
+            "head_dim",
+            self.head_dim,
+            f"num_heads · head_dim = {self.inner_size} but expand · hidden_size = {self.expand * self.hidden_size:g}; "
+            "change one of num_heads, head_dim, expand, or leave head_dim out.",
+        )
+        require(self.conv_kernel == 0 or self.conv_kernel >= 2, "conv_kernel", self.conv_kernel, "use 0 (none) or at least 2 taps.")
+        self._require_activation("gate", allow_none=True)
+        self._require_activation("hidden_act")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "give a small positive number, e.g. 1e-6.")
+        require(
+            self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
+            "channel_mixer_depth",
+            self.channel_mixer_depth,
+            f'only channel_mixer="mlp" has more than one hidden layer; channel_mixer is {self.channel_mixer!r}.',
+        )
+        self._validate_positions()
+
+    def _validate_positions(self) -> None:
+        limit = self.max_position_embeddings
+        require(limit is None or limit > 0, "max_position_embeddings", limit, "give a positive length, or None for no limit.")
+        require(
+            self.position_embedding != "learned" or limit is not None,
+            "position_embedding",
+            "learned",
+            "a learned table needs its size: set max_position_embeddings.",
+        )
+        require(
+            self.position_embedding != "rope" or self.uses_rope,
+            "position_embedding",
+            "rope",
+            f'{self.model_type} has no queries and keys to rotate: use "none" or "learned".',
+        )
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive.")
+
+    def _require_activation(self, name: str, allow_none: bool = False) -> None:
+        value = getattr(self, name)
+        known = value in ACT2FN or (allow_none and value == "none")
+        close = difflib.get_close_matches(value, [*ACT2FN, "none"], n=3)
+        require(known, name, value, f"unknown activation; did you mean {' or '.join(close) or 'silu'}?")
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        fields = type(self).__dataclass_fields__
+        allowed = _TRANSFORMERS_KEYS | set(GenerationConfig._get_default_generation_params()) | self._legacy_keys()
+        for key in kwargs:
+            if key in allowed or key.startswith("_") or key in self.attribute_map:
+                continue
+            close = difflib.get_close_matches(key, [name for name in fields if not name.startswith("_")], n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "its fields are listed in the class's docstring."
+            raise ValueError(f"{key}={kwargs[key]!r}: {type(self).__name__} has no field {key!r}; {hint}")
+
+    def _legacy_keys(self) -> set[str]:
+        """Spellings that transformers' own conversions accept for fields of this configuration."""
+        return {"rope_theta", "rope_scaling", "partial_rotary_factor"} if self.uses_rope else set()

@@ -1,0 +1,85 @@
+"""A model's systems: (Λ, B, C, D) and Φ of every layer at the mixer's true input."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..system import DSFSystem, SoftmaxSystem
+from .layout import TokenLayout
+from .mixer import DSFMixer
+
+__all__ = ["InspectionMixin"]
+
+
+class InspectionMixin:
+    """Adds `dsf_systems` and `transfer_matrix` to every model."""
+
+    def dsf_systems(self, input_ids: Tensor | None = None, **inputs: Any) -> list[DSFSystem | SoftmaxSystem | None]:
+        """Return the system of every layer at these inputs.
+
+            h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i
+
+        Each is taken at the mixer's true input, after norm, projection and short convolution; gate, output norm and output
+        projection are outside the system. With an attention_mask each row's real tokens come first (`system.lengths` counts
+        them); `transfer_matrix` moves them back. Gradients flow unless switched off.
+
+        Args:
+            input_ids: (b, t); or give inputs_embeds.
+            inputs: further arguments of the model's forward, except a cache.
+
+        Returns:
+            One entry a layer; None where a mixer has no system.
+
+        Raises:
+            ValueError: a cache was given; a system is that of a whole sequence.
+        """
+        return [mixer.observed_system(*args, **kwargs) for mixer, args, kwargs in self._observe(input_ids, inputs)]
+
+    def transfer_matrix(self, layer: int, input_ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Return Φ of one layer in float64, rows and columns in the order of the input's slots (pads are zero).
+
+        Args:
+            layer: index of the layer.
+            input_ids: (b, t); or give inputs_embeds.
+            inputs: further arguments of the model's forward, except a cache.
+
+        Returns:
+            (b, h, t, t) where a head's channels share Φ, else (b, h, p, t, t).
+
+        Raises:
+            ValueError: the layer does not exist, or a cache was given.
+        """
+        if not -self.config.num_hidden_layers <= layer < self.config.num_hidden_layers:
+            raise ValueError(f"layer={layer}: the model has {self.config.num_hidden_layers} layers, counted from 0.")
+        mixer, args, kwargs = self._observe(input_ids, inputs)[layer]
+        phi = mixer.observed_system(*args, **kwargs).transfer_matrix()
+        return _in_slot_order(phi, args[1])
+
+    def _observe(self, input_ids: Tensor | None, inputs: dict[str, Any]) -> list[tuple[DSFMixer, tuple, dict[str, Any]]]:
+        """Run the model once and return every mixer with the arguments it was called with."""
+        for name in ("past_key_values", "cache"):
+            if inputs.get(name) is not None:
+                raise ValueError(f"{name} is given: the system of a layer is that of a whole sequence; pass all tokens instead.")
+        seen: list[tuple[DSFMixer, tuple, dict[str, Any]]] = []
+        hooks = [
+            block.token_mixer.register_forward_pre_hook(
+                lambda mixer, args, kwargs: seen.append((mixer, args, kwargs)), with_kwargs=True
+            )
+            for block in self.base_model.layers
+        ]
+        try:
+            self.base_model(input_ids=input_ids, use_cache=False, **inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+
+def _in_slot_order(phi: Tensor, layout: TokenLayout) -> Tensor:
+    if layout.order is None:
+        return phi
+    back = torch.argsort(layout.order, dim=1)
+    rows = back.reshape(back.shape[0], *([1] * (phi.ndim - 3)), -1)
+    phi = phi.gather(-2, rows[..., :, None].expand_as(phi))
+    return phi.gather(-1, rows[..., None, :].expand_as(phi))

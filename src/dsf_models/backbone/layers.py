@@ -1,0 +1,146 @@
+"""Token-wise layers and the short convolution that every architecture shares.
+
+Letters: b batch, t time, d width, K convolution taps.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from ..engine import causal_convolution
+from .configuration import DSFConfig
+from .layout import TokenLayout
+
+__all__ = ["GatedChannelMixer", "GroupRMSNorm", "LearnedPositions", "MLPChannelMixer", "ShortConvolution", "build_channel_mixer", "build_norm"]
+
+
+def build_norm(config: DSFConfig, width: int) -> nn.Module:
+    """Return the norm that config.norm names, over `width` features."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(width, eps=config.norm_eps)
+    return nn.RMSNorm(width, eps=config.norm_eps)
+
+
+class GroupRMSNorm(nn.Module):
+    """RMSNorm over groups of features: y = weight * x / sqrt(mean_group(x^2) + eps), computed in at least float32."""
+
+    def __init__(self, width: int, num_groups: int, eps: float) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (…, width)."""
+        grouped = x.unflatten(-1, (self.num_groups, -1))
+        normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2)
+        return normed * self.weight
+
+
+class LearnedPositions(nn.Embedding):
+    """Table of learned absolute positions, added to the embeddings."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Look positions up: (b or 1, t) -> (b or 1, t, d).
+
+        Raises:
+            ValueError: a position lies beyond the table (checked eagerly only).
+        """
+        if not torch.compiler.is_compiling() and position_ids.numel():
+            longest = int(position_ids.max()) + 1
+            if longest > self.num_embeddings:
+                raise ValueError(
+                    f"the sequence holds {longest} tokens, but max_position_embeddings={self.num_embeddings}: shorten it, or build the "
+                    'model with a larger max_position_embeddings (or position_embedding="none" or "rope").'
+                )
+        return super().forward(position_ids)
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over time: y_t = bias + Σ_k w_k * x_{t-K+1+k}, followed by an activation.
+
+    Its state is the window of the last K - 1 inputs of the current document.
+    """
+
+    def __init__(self, width: int, kernel_size: int, bias: bool, activation: str | None) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.weight = nn.Parameter(torch.empty(width, 1, kernel_size))
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
+        self.activation = ACT2FN[activation] if activation else nn.Identity()
+
+    def init_parameters(self) -> None:
+        """Draw taps and bias uniformly from ±1/√K (the fan-in of a depthwise convolution), as Mamba does."""
+        bound = self.kernel_size**-0.5
+        init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, layout: TokenLayout, window: Tensor | None = None) -> Tensor:
+        """Convolve gathered tokens x (b, t, d) after the cached window (b, K - 1, d)."""
+        taps = self.weight.squeeze(1).t()
+        return self.activation(causal_convolution(x, taps, self.bias, window, layout.starts))
+
+    def next_window(self, x: Tensor, layout: TokenLayout, window: Tensor | None = None) -> Tensor:
+        """Return the last K - 1 inputs before the next token, (b, K - 1, d): zeros where an earlier document lies."""
+        keep, length = self.kernel_size - 1, x.shape[1]
+        past = x.new_zeros(x.shape[0], keep, x.shape[2]) if window is None else window.to(x.dtype)
+        inputs = torch.cat([past, x], dim=1)
+        if layout.lengths is None and layout.starts is None:
+            return inputs[:, length:]
+        lengths = torch.full((x.shape[0],), length, device=x.device) if layout.lengths is None else layout.lengths
+        slots = lengths[:, None] + torch.arange(keep, device=x.device)
+        tail = inputs.gather(1, slots[..., None].expand(-1, -1, x.shape[2]))
+        if layout.starts is None:
+            return tail
+        document = F.pad(layout.starts.long().cumsum(1), (keep, 0))
+        current = document.gather(1, lengths[:, None] + keep - 1)
+        return tail.masked_fill((document.gather(1, slots) != current)[..., None], 0.0)
+
+
+class MLPChannelMixer(nn.Module):
+    """Token-wise network y = W_out act(… act(W_1 x)), with channel_mixer_depth hidden layers."""
+
+    def __init__(self, config: DSFConfig) -> None:
+        super().__init__()
+        width, bias = config.intermediate_size, config.mlp_bias
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.hidden_projs = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(config.channel_mixer_depth - 1))
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, t, d) to (b, t, d)."""
+        x = self.activation(self.up_proj(x))
+        for projection in self.hidden_projs:
+            x = self.activation(projection(x))
+        return self.down_proj(x)
+
+
+class GatedChannelMixer(nn.Module):
+    """Token-wise gated network y = W_down (act(W_gate x) * W_up x): SwiGLU or GeGLU."""
+
+    def __init__(self, config: DSFConfig, activation: str) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.activation = ACT2FN[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, t, d) to (b, t, d)."""
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+def build_channel_mixer(config: DSFConfig) -> nn.Module | None:
+    """Return the channel mixer that config.channel_mixer names, or None."""
+    match config.channel_mixer:
+        case "mlp":
+            return MLPChannelMixer(config)
+        case "swiglu":
+            return GatedChannelMixer(config, "silu")
+        case "geglu":
+            return GatedChannelMixer(config, "gelu_pytorch_tanh")
+    return None

@@ -1,0 +1,159 @@
+"""Where the real tokens of a batch are: the one padding rule, the one document rule and the one position rule.
+
+* Padding: where a mask holds zeros, the real tokens of each row are gathered to the front; convolution and system run there,
+  the state is read at the last real token, and outputs are scattered back. It serves left, right and interior pads.
+* Documents: a boundary is a change of seq_idx, else of cu_seq_lens, else position_ids[t] != position_ids[t-1] + 1 (the last
+  only where there is no mask). A cached segment's first token starts a document only if its position is 0.
+* Positions: given, or counted over real tokens (mask), or counted on from the cache.
+
+Letters: b batch, t time.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache
+
+from .compat import CACHE_NAME
+
+__all__ = ["TokenLayout", "build_layout", "recurrent_mask"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Positions, padding and documents of one forward pass."""
+
+    position_ids: Tensor
+    """Position of each token in its sequence, (b or 1, t)."""
+    order: Tensor | None = None
+    """(b, t) slot of the k-th token after gathering, real tokens first; None without pads."""
+    lengths: Tensor | None = None
+    """(b,) number of real tokens of each row; None without pads."""
+    starts: Tensor | None = None
+    """(b, t) True where a document starts, in gathered order; None without documents."""
+    documents: Tensor | None = None
+    """(b, t) number of each token's document, in slot order; None without documents."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Move the real tokens of each row to the front: (b, t, d) -> (b, t, d)."""
+        if self.order is None:
+            return x
+        return x.gather(1, self.order[..., None].expand(-1, -1, x.shape[-1]))
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """Undo `gather`; slots of pads read zero."""
+        if self.order is None:
+            return x
+        real = torch.arange(x.shape[1], device=x.device) < self.lengths[:, None]
+        index = self.order[..., None].expand(-1, -1, x.shape[-1])
+        return torch.zeros_like(x).scatter(1, index, x.masked_fill(~real[..., None], 0.0))
+
+
+def recurrent_mask(
+    config: object, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: object
+) -> Tensor | None:
+    """Return the padding mask of the current segment (b, t), or None where it holds no pad.
+
+    transformers calls it when it prepares masks ahead of a compiled step, with keywords that only attention needs.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    segment = attention_mask[:, -inputs_embeds.shape[1] :].bool()
+    if not torch.compiler.is_compiling() and bool(segment.all()):
+        return None
+    return segment.contiguous()
+
+
+def build_layout(
+    inputs_embeds: Tensor,
+    mask: Tensor | None,
+    full_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: Cache | None,
+    seq_idx: Tensor | None = None,
+    cu_seq_lens: Tensor | None = None,
+    infer_documents: bool = False,
+) -> TokenLayout:
+    """Work out positions, padding and documents of one forward pass.
+
+    Args:
+        inputs_embeds: (b, t, d), for sizes only.
+        mask: padding mask of the segment (b, t), or None.
+        full_mask: padding mask of past and segment (b, past + t), or None.
+        position_ids: (b or 1, t), or None to count.
+        cache: the cache before this segment, or None.
+        seq_idx: (b, t) number of the document of each token, or None.
+        cu_seq_lens: (documents + 1,) offsets of the documents of a single row, or None.
+        infer_documents: whether jumps of position_ids start documents (only right where the caller gave no mask).
+
+    Raises:
+        ValueError: the mask is shorter than past and segment together, or cu_seq_lens comes with several rows.
+    """
+    batch, length = inputs_embeds.shape[:2]
+    device = inputs_embeds.device
+    past = cache.get_seq_length() if cache is not None else 0
+    _check_mask(full_mask, past, length)
+    documents = _documents(position_ids if infer_documents else None, seq_idx, cu_seq_lens, batch, length)
+    if position_ids is None:
+        position_ids = _count_positions(full_mask, past, length, device)
+    order = lengths = None
+    if mask is not None:
+        order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
+        lengths = mask.sum(1)
+    starts = None if documents is None else _starts(documents, order, position_ids, past)
+    return TokenLayout(
+        position_ids=position_ids,
+        order=order,
+        lengths=lengths,
+        starts=starts,
+        documents=None if starts is None else documents,
+    )
+
+
+def _check_mask(full_mask: Tensor | None, past: Tensor | int, length: int) -> None:
+    if full_mask is None or torch.compiler.is_compiling():
+        return
+    needed = int(past) + length
+    if full_mask.shape[1] < needed:
+        raise ValueError(
+            f"attention_mask covers {full_mask.shape[1]} tokens, but {CACHE_NAME} and the inputs hold {needed}: "
+            "pass the mask of the whole sequence, past tokens included."
+        )
+
+
+def _count_positions(full_mask: Tensor | None, past: Tensor | int, length: int, device: torch.device) -> Tensor:
+    if full_mask is None:
+        return (torch.arange(length, device=device) + past)[None]
+    return (full_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+
+
+def _documents(
+    position_ids: Tensor | None, seq_idx: Tensor | None, cu_seq_lens: Tensor | None, batch: int, length: int
+) -> Tensor | None:
+    """Number the documents of each token, (b, t), or return None where nothing tells of documents."""
+    if seq_idx is not None:
+        return seq_idx.expand(batch, -1)
+    if cu_seq_lens is not None:
+        if batch != 1:
+            raise ValueError(f"cu_seq_lens describes one packed row, but input_ids has {batch} rows: pass seq_idx instead.")
+        slots = torch.arange(length, device=cu_seq_lens.device)
+        return torch.searchsorted(cu_seq_lens, slots.to(cu_seq_lens.dtype), right=True)[None]
+    if position_ids is not None:
+        jumps = position_ids[:, 1:] != position_ids[:, :-1] + 1
+        return F.pad(jumps.long().cumsum(1), (1, 0)).expand(batch, -1)
+    return None
+
+
+def _starts(documents: Tensor, order: Tensor | None, position_ids: Tensor, past: Tensor | int) -> Tensor | None:
+    """Return where documents start, (b, t) in gathered order; None where eager mode sees that none does."""
+    position_ids = position_ids.expand(documents.shape)
+    if order is not None:
+        documents, position_ids = documents.gather(1, order), position_ids.gather(1, order)
+    starts = torch.cat([position_ids[:, :1] == 0, documents[:, 1:] != documents[:, :-1]], dim=1)
+    if torch.compiler.is_compiling():
+        return starts
+    # Without a past the first token needs no reset: the state is zero.
+    relevant = starts if int(past) > 0 else starts[:, 1:]
+    return starts if bool(relevant.any()) else None

@@ -1,0 +1,138 @@
+"""DSFMixer: from hidden states to a system and back. Subclasses choose (Λ, B, C, D); everything else is here.
+
+    hidden -> project -> short convolution -> system -> engine -> gate, norm -> output projection
+
+Letters: b batch, t time, h heads, p head width, d inner width h·p.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.activations import ACT2FN
+
+from .. import engine
+from ..system import DSFSystem, SoftmaxSystem
+from .cache import checked_layer
+from .configuration import DSFConfig
+from .layers import GroupRMSNorm, ShortConvolution
+from .layout import TokenLayout
+
+__all__ = ["DSFMixer"]
+
+
+class DSFMixer(nn.Module):
+    """Sequence mixer given by its system.
+
+    A subclass implements `project` (hidden -> what the convolution sees, and the rest), `system` (the parametrisation of
+    Λ, B, C, D) and `init_parameters` (with the intended spectrum in its docstring), and sets `conv_width`.
+    """
+
+    block_attribute: ClassVar[str] = "mixer"
+    """Name of the mixer in its block; softmax attention uses another, so that parallel plans can tell them apart."""
+    conv_activation: ClassVar[str | None] = None
+    """Activation after the short convolution."""
+    norm_before_gate: ClassVar[bool] = False
+    """Whether the output norm comes before the gate."""
+    transition_parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
+
+    def __init__(self, config: DSFConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads, self.head_dim, self.state_size = config.num_heads, config.head_dim, config.state_size
+        self.conv = None
+        if config.conv_kernel:
+            self.conv = ShortConvolution(self.conv_width(config), config.conv_kernel, config.conv_bias, self.conv_activation)
+        self.gate_proj = None
+        if config.gate != "none":
+            self.gate_proj = nn.Linear(config.hidden_size, config.inner_size, bias=config.use_bias)
+            self.gate_activation = ACT2FN[config.gate]
+        self.output_norm = None
+        if config.output_norm == "rmsnorm":
+            self.output_norm = GroupRMSNorm(config.inner_size, self.norm_groups(config), config.norm_eps)
+        self.out_proj = nn.Linear(config.inner_size, config.hidden_size, bias=config.use_bias)
+
+    # ---- what an architecture chooses ---------------------------------------------------------------------------------
+
+    @classmethod
+    def conv_width(cls, config: DSFConfig) -> int:
+        """Number of channels that the short convolution sees."""
+        raise NotImplementedError(f"{cls.__name__} must say how many channels its convolution sees.")
+
+    @classmethod
+    def norm_groups(cls, config: DSFConfig) -> int:
+        """Groups of the output norm."""
+        return 1
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Any]:
+        """Project hidden (b, t, hidden_size) to the convolution's input (b, t, conv_width) and the rest."""
+        raise NotImplementedError(f"{type(self).__name__} must implement project(hidden) -> (conv_in, rest).")
+
+    def system(self, conv_out: Tensor, rest: Any) -> DSFSystem:
+        """Return the system (Λ, B, C, D) at these inputs."""
+        raise NotImplementedError(f"{type(self).__name__} must implement system(conv_out, rest) -> DSFSystem.")
+
+    def init_parameters(self) -> None:
+        """Initialise the parameters of Λ and whatever is not a projection, convolution or norm."""
+
+    # ---- what all share -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix tokens over time.
+
+        Args:
+            hidden: normed hidden states (b, t, hidden_size).
+            layout: positions, padding and documents.
+            cache: holds window and state of the past; updated in place.
+            kwargs: what only attention uses (its mask, rotary angles, backend options).
+
+        Returns:
+            (b, t, hidden_size), and attention weights where the mixer computes them, else None.
+        """
+        layer = checked_layer(cache, self.layer_idx) if cache is not None else None
+        gathered = layout.gather(hidden)
+        system = self.system_at(gathered, layout, layer)
+        y, state = engine.evaluate(system, state=layer.read_state() if layer is not None else None)
+        if layer is not None:
+            layer.write_state(state, hidden.shape[1])
+        return layout.scatter(self.finish(y.flatten(2), gathered)), None
+
+    def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem:
+        """Return the system at gathered hidden states, with documents and lengths written into it; advances the window."""
+        conv_in, rest = self.project(gathered)
+        system = self.system(self.convolve(conv_in, layout, layer), rest)
+        return system.with_layout(layout.starts, layout.lengths)
+
+    def convolve(self, conv_in: Tensor, layout: TokenLayout, layer: Any = None) -> Tensor:
+        """Apply the short convolution (where there is one) to gathered tokens, reading and writing the cached window."""
+        if self.conv is None:
+            return conv_in
+        window = layer.read_window() if layer is not None else None
+        out = self.conv(conv_in, layout, window)
+        if layer is not None:
+            layer.write_window(self.conv.next_window(conv_in, layout, window))
+        return out
+
+    def finish(self, y: Tensor, hidden: Tensor) -> Tensor:
+        """Apply gate, output norm and output projection to the core's output y (b, t, d)."""
+        if self.output_norm is not None and self.norm_before_gate:
+            y = self.output_norm(y)
+        if self.gate_proj is not None:
+            y = y * self.gate_activation(self.gate_proj(hidden))
+        if self.output_norm is not None and not self.norm_before_gate:
+            y = self.output_norm(y)
+        return self.out_proj(y)
+
+    def observed_system(self, hidden: Tensor, layout: TokenLayout, **kwargs: Any) -> DSFSystem | SoftmaxSystem:
+        """Return the system that `forward` would evaluate at these arguments (real tokens first in each row)."""
+        return self.system_at(layout.gather(hidden), layout)
+
+
+def softplus_inverse(x: Tensor) -> Tensor:
+    """Return y with softplus(y) = x, for x > 0."""
+    return x + torch.log(-torch.expm1(-x))

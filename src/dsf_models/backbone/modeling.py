@@ -1,0 +1,434 @@
+"""The model that every architecture shares: embeddings, blocks, heads, on transformers' own base classes.
+
+Letters: b batch, t time, d hidden_size, v vocabulary.
+"""
+
+import difflib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import (
+    LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
+    create_causal_mask,
+    packed_sequence_mask_function,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils.output_capturing import capture_outputs
+
+from .compat import CACHE_NAME, resolve_cache
+from .configuration import DSFConfig
+from .inspection import InspectionMixin
+from .layers import LearnedPositions, ShortConvolution, build_channel_mixer, build_norm
+from .layout import TokenLayout, build_layout, recurrent_mask
+from .mixer import DSFMixer
+from .positions import DSFRotaryEmbedding
+from .registry import mixer_class
+
+__all__ = [
+    "DSFBlock",
+    "DSFForCausalLM",
+    "DSFForSequenceClassification",
+    "DSFForTokenClassification",
+    "DSFModel",
+    "DSFPreTrainedModel",
+]
+
+logger = logging.get_logger(__name__)
+
+ATTENTION_LAYER_TYPES = ("full_attention", "dsf_attention")
+"""Cache layer types of layers that hold keys and values, and so need a causal mask."""
+
+# transformers prepares masks ahead of a compiled decoding step only if every layer type has a mask function.
+LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_state"] = recurrent_mask
+LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
+    "dsf_attention": create_causal_mask,
+    "dsf_state": recurrent_mask,
+}
+
+_FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "is_causal", "logits_to_keep"}
+
+
+class DSFBlock(GradientCheckpointingLayer):
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)) where there is one."""
+
+    def __init__(self, config: DSFConfig, layer_idx: int) -> None:
+        super().__init__()
+        layer_config = config.layer_config(layer_idx)
+        kind = mixer_class(layer_config)
+        self.mixer_attribute = kind.block_attribute
+        self.norm = build_norm(config, config.hidden_size)
+        self.add_module(self.mixer_attribute, kind(layer_config, layer_idx))
+        self.channel_mixer = build_channel_mixer(config)
+        self.channel_norm = build_norm(config, config.hidden_size) if self.channel_mixer is not None else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def token_mixer(self) -> DSFMixer:
+        """The sequence mixer, whatever its attribute is called."""
+        return getattr(self, self.mixer_attribute)
+
+    def forward(self, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None, **kwargs: Any) -> Tensor:
+        """Map the residual stream (b, t, d) to (b, t, d)."""
+        mixed, _ = self.token_mixer(self.norm(hidden), layout, cache=cache, **kwargs)
+        hidden = hidden + self.dropout(mixed)
+        if self.channel_mixer is not None:
+            hidden = hidden + self.dropout(self.channel_mixer(self.channel_norm(hidden)))
+        return hidden
+
+
+class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
+    """What all models share with transformers: names, capabilities and the one place of initialisation."""
+
+    config: DSFConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DSFBlock"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
+    _can_compile_fullgraph = True
+    _is_stateful = True
+    _supports_sdpa = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DSFMixer | ShortConvolution):
+            module.init_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay must leave alone: those of Λ, every norm and every bias."""
+        names = {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
+        for prefix, module in self.named_modules():
+            if isinstance(module, DSFMixer):
+                names |= {f"{prefix}.{name}" for name in module.transition_parameters}
+        return names
+
+
+class DSFModel(DSFPreTrainedModel):
+    """Embeddings, blocks and final norm: token ids in, hidden states out."""
+
+    def __init__(self, config: DSFConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_positions = self.rotary_emb = None
+        if config.position_embedding == "learned":
+            self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
+        elif config.position_embedding == "rope":
+            self.rotary_emb = DSFRotaryEmbedding(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.norm = build_norm(config, config.hidden_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        seq_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Compute hidden states.
+
+        Args:
+            input_ids: (b, t); or give inputs_embeds.
+            attention_mask: 1 for real tokens and 0 for pads, (b, past + t); pads may stand anywhere.
+            position_ids: (b, t); default: counted over real tokens. Without a mask, jumps start documents.
+            past_key_values: the state of the past, a transformers Cache built with this config; updated in place.
+            inputs_embeds: (b, t, d) in place of input_ids.
+            use_cache: whether to return the state. Default: config.use_cache, but not in training and not for packed documents.
+            cache: the same as past_key_values, under the name that transformers >= 5.24 uses.
+            seq_idx: (b, t) number of the packed document of each token.
+            kwargs: transformers' keywords (cu_seq_lens_q, output_hidden_states, …).
+
+        Returns:
+            last_hidden_state (b, t, d) and, if asked for, the cache and hidden states.
+
+        Raises:
+            ValueError: inputs missing, doubled or of sizes that do not fit; the message says which.
+            TypeError: an unknown keyword; the closest one is offered.
+        """
+        _check_keywords(kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds.")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = resolve_cache(past_key_values, cache)
+        cache = None if self._checkpoints_now(cache, use_cache) else cache
+        masks, full_mask = self._masks_given(hidden, attention_mask)
+        layout = build_layout(
+            hidden,
+            masks["dsf_state"],
+            full_mask,
+            position_ids,
+            cache,
+            seq_idx=seq_idx,
+            cu_seq_lens=kwargs.get("cu_seq_lens_q"),
+            infer_documents=attention_mask is None,
+        )
+        cache = self._resolve_use_cache(cache, use_cache, layout)
+        self._add_causal_masks(masks, hidden, full_mask, cache, layout)
+        if self.embed_positions is not None:
+            hidden = hidden + self.embed_positions(layout.position_ids)
+        angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
+        hidden = self.dropout(hidden)
+        for block, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+            hidden = block(
+                hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE_NAME: cache})
+
+    def _checkpoints_now(self, cache: Cache | None, use_cache: bool | None) -> bool:
+        """Whether blocks are recomputed in backward, so that a cache would be written twice."""
+        checkpoints = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if checkpoints and (cache is not None or use_cache):
+            logger.warning_once("activation checkpointing recomputes the blocks, so the cache is not used in training.")
+        return checkpoints
+
+    def _resolve_use_cache(self, cache: Cache | None, use_cache: bool | None, layout: TokenLayout) -> Cache | None:
+        if self._checkpoints_now(None, None) or use_cache is False:
+            return cache if use_cache is not False else None
+        if use_cache is None and cache is None:
+            use_cache = self.config.use_cache and not self.training and layout.starts is None
+        if use_cache and cache is None:
+            return DynamicCache(config=self.config)
+        return cache
+
+    def _masks_given(
+        self, hidden: Tensor, attention_mask: Tensor | dict[str, Tensor | None] | None
+    ) -> tuple[dict[str, Tensor | None], Tensor | None]:
+        """Return the masks by layer type (as far as they are known) and the 2D mask over past and segment."""
+        if isinstance(attention_mask, dict):
+            return {"dsf_state": None, **attention_mask}, None
+        if attention_mask is not None and attention_mask.ndim != 2:
+            only_attention = set(self.config.layer_types) <= {"full_attention"}
+            if attention_mask.ndim != 4 or not only_attention:
+                raise ValueError(
+                    f"attention_mask has {attention_mask.ndim} dimensions: give a padding mask (batch, length); a recurrent layer "
+                    "cannot follow an arbitrary attention pattern."
+                )
+            return {"dsf_state": None, "full_attention": attention_mask}, None
+        return {"dsf_state": recurrent_mask(self.config, hidden, attention_mask)}, attention_mask
+
+    def _add_causal_masks(
+        self,
+        masks: dict[str, Tensor | None],
+        hidden: Tensor,
+        full_mask: Tensor | None,
+        cache: Cache | None,
+        layout: TokenLayout,
+    ) -> None:
+        for layer_type in sorted(set(self.config.layer_types) & set(ATTENTION_LAYER_TYPES)):
+            if layer_type in masks:
+                continue
+            if layout.documents is not None and cache is not None:
+                raise ValueError(
+                    "packed documents cannot be cached by softmax attention: pass use_cache=False, or one document a row."
+                )
+            same_document = packed_sequence_mask_function(layout.documents) if layout.documents is not None else None
+            masks[layer_type] = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=full_mask,
+                position_ids=None,
+                and_mask_function=same_document,
+                **{CACHE_NAME: cache},
+            )
+
+
+class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
+    """Language model: a `DSFModel` and a linear head over the vocabulary."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: DSFConfig) -> None:
+        super().__init__(config)
+        self.model = base_model_class(type(self))(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
+        label_alignment: str | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Compute logits, and the loss where labels are given.
+
+        Args:
+            labels: (b, t), -100 where nothing is scored.
+            logits_to_keep: number of last positions (0: all), or their indices.
+            label_alignment: "next": the output at t is scored against labels[t + 1]; "same": against labels[t]. Default: the
+                configuration's.
+            kwargs: see `DSFModel.forward`; num_items_in_batch weights the loss by tokens over accumulated batches.
+
+        Returns:
+            loss (), logits (b, t, v) and, if asked for, the cache and hidden states.
+
+        Raises:
+            ValueError: an unknown label_alignment, or what `DSFModel.forward` raises.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **{CACHE_NAME: resolve_cache(past_key_values, cache)},
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            aligned = self._aligned_labels(labels, label_alignment or self.config.label_alignment)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **aligned, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: outputs[CACHE_NAME] if CACHE_NAME in outputs else None},
+        )
+
+    def _aligned_labels(self, labels: Tensor, alignment: str) -> dict[str, Tensor]:
+        if alignment not in ("next", "same"):
+            raise ValueError(f'label_alignment={alignment!r}: use "next" (shifted by the loss) or "same" (already aligned).')
+        return {"shift_labels": labels} if alignment == "same" else {}
+
+
+class DSFForSequenceClassification(DSFPreTrainedModel):
+    """Classifier or regressor over whole sequences: a linear head on the last real token."""
+
+    def __init__(self, config: DSFConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = base_model_class(type(self))(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Compute one row of logits a sequence, and the loss where labels are given.
+
+        Args:
+            labels: (b,) classes, or (b,) / (b, labels) floats for regression, or (b, labels) for multi-label.
+            kwargs: see `DSFModel.forward`.
+
+        Returns:
+            loss (), logits (b, labels) and, if asked for, the cache and hidden states.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **{CACHE_NAME: resolve_cache(past_key_values, cache)},
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        last = self._last_real_token(input_ids, attention_mask, hidden)
+        logits = self.score(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: outputs[CACHE_NAME] if CACHE_NAME in outputs else None},
+        )
+
+    def _last_real_token(self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden: Tensor) -> Tensor:
+        """Return the slot of each row's last real token: by the mask, else by pad_token_id, else the last slot."""
+        batch, length = hidden.shape[:2]
+        if attention_mask is not None:
+            real = attention_mask[:, -length:].bool()
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            real = input_ids != self.config.pad_token_id
+        else:
+            return torch.full((batch,), length - 1, device=hidden.device)
+        slots = torch.arange(length, device=hidden.device)
+        return (slots * real).amax(dim=1)
+
+
+class DSFForTokenClassification(DSFPreTrainedModel):
+    """Classifier of every token: a linear head on each hidden state."""
+
+    def __init__(self, config: DSFConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = base_model_class(type(self))(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> TokenClassifierOutput:
+        """Compute logits for every token, and the loss where labels (b, t) are given.
+
+        Args:
+            kwargs: see `DSFModel.forward`.
+
+        Returns:
+            loss (), logits (b, t, labels) and, if asked for, hidden states.
+        """
+        outputs = self.model(input_ids=input_ids, **kwargs)
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, config=self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def base_model_class(head_class: type[DSFPreTrainedModel]) -> type[DSFModel]:
+    """Return the base model class that belongs to a head class: the one registered for its configuration class."""
+    from .registry import get_architecture
+
+    return get_architecture(head_class.config_class.model_type.removeprefix("dsf_")).model_class
+
+
+def _check_keywords(kwargs: dict[str, Any]) -> None:
+    for name in kwargs:
+        if name not in _FORWARD_KEYWORDS:
+            close = difflib.get_close_matches(name, [*_FORWARD_KEYWORDS, "attention_mask", "position_ids", "seq_idx"], n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise TypeError(f"forward got an unknown keyword {name!r}{hint}")

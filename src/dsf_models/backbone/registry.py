@@ -1,0 +1,88 @@
+"""The registry: one entry for each architecture, made by its own file. Everything else looks architectures up here."""
+
+import difflib
+from dataclasses import dataclass
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .configuration import DSFConfig
+from .mixer import DSFMixer
+
+__all__ = ["Architecture", "get_architecture", "list_architectures", "mixer_class", "register_architecture"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture file registers: its configuration, its mixer, its Hugging Face classes and how to write it."""
+
+    config_class: type[DSFConfig]
+    mixer_class: type[DSFMixer]
+    model_class: type
+    causal_lm_class: type
+    sequence_classification_class: type
+    token_classification_class: type
+    transition: str
+    """Λ_i in one line of plain text."""
+    input_matrix: str
+    """B_i in one line of plain text."""
+    output_matrix: str
+    """C_i in one line of plain text."""
+
+    @property
+    def name(self) -> str:
+        """Name of the architecture: its model_type without "dsf_"."""
+        return self.config_class.model_type.removeprefix("dsf_")
+
+
+_ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Add an architecture, and its classes to transformers' Auto classes.
+
+    Raises:
+        ValueError: the model_type does not start with "dsf_", or is taken.
+    """
+    config_class, model_type = architecture.config_class, architecture.config_class.model_type
+    if not model_type.startswith("dsf_"):
+        raise ValueError(f'model_type={model_type!r}: an architecture\'s model_type is "dsf_" + its name.')
+    if architecture.name in _ARCHITECTURES:
+        raise ValueError(f"model_type={model_type!r} is taken by {_ARCHITECTURES[architecture.name].config_class.__name__}.")
+    AutoConfig.register(model_type, config_class)
+    AutoModel.register(config_class, architecture.model_class)
+    AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)
+    AutoModelForSequenceClassification.register(config_class, architecture.sequence_classification_class)
+    AutoModelForTokenClassification.register(config_class, architecture.token_classification_class)
+    # Trainer shifts labels for label smoothing only if the class's name stands here.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = architecture.causal_lm_class.__name__
+    _ARCHITECTURES[architecture.name] = architecture
+
+
+def list_architectures() -> list[str]:
+    """Return the names of all registered architectures, sorted."""
+    return sorted(_ARCHITECTURES)
+
+
+def get_architecture(name: str) -> Architecture:
+    """Return the registered architecture of this name.
+
+    Raises:
+        ValueError: no such architecture; the closest names are offered.
+    """
+    if name not in _ARCHITECTURES:
+        close = difflib.get_close_matches(name, _ARCHITECTURES, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(list_architectures())}."
+        raise ValueError(f"architecture={name!r} is unknown; {hint}")
+    return _ARCHITECTURES[name]
+
+
+def mixer_class(config: DSFConfig) -> type[DSFMixer]:
+    """Return the mixer class of a layer's configuration."""
+    return get_architecture(config.model_type.removeprefix("dsf_")).mixer_class

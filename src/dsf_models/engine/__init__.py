@@ -1,0 +1,96 @@
+"""Evaluates a DSF system: a sequential reference, and a fast kernel for each structure of Λ.
+
+`evaluate(system, mode, state)` is the whole interface; state is an argument and a result. Modes, all equal to the float64
+sequential reference:
+
+* "recurrent": token by token, the form of decoding;
+* "chunked": matrix products inside chunks, linear in length, the form of training and prefill;
+* "matrix": Φ materialised, quadratic in length, the form of theory.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from ..system import DSFSystem, DSFSystemError, Identity, ScalarDecay
+from .convolution import causal_convolution
+from .matrix import evaluate_matrix
+from .reference import evaluate_sequential
+from .scalar import evaluate_chunked
+from .step import evaluate_recurrent
+
+__all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate_sequential", "initial_state"]
+
+MODES = ("recurrent", "chunked", "matrix")
+
+CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
+"""The chunked kernel of each structure of Λ."""
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that states are carried in: float32 for half precisions and float32, float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def initial_state(system: DSFSystem) -> Tensor:
+    """Return the zero state of a system: (b, h, n, p), or (b, h, n, p + 1) with the normaliser's column."""
+    batch, _, num_heads, head_dim = system.u.shape
+    shape = (batch, num_heads, system.B.shape[-1], head_dim + int(system.normalized))
+    return torch.zeros(shape, dtype=compute_dtype(system.u.dtype), device=system.u.device)
+
+
+def evaluate(
+    system: DSFSystem, mode: str | None = None, state: Tensor | None = None, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Evaluate a DSF system.
+
+        h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i
+
+    Args:
+        system: one realisation at given inputs.
+        mode: "recurrent", "chunked" or "matrix"; default "recurrent" for a single token, else "chunked".
+        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system; None for zero.
+        chunk_size: chunk length of the chunked mode; default the kernel's own.
+
+    Returns:
+        y (b, t, h, p) in u's dtype, and the state at each row's last real token, at least float32. Gradients flow through both
+        and through the initial state.
+
+    Raises:
+        DSFSystemError: unknown mode, a chunk size below 1, or a state of the wrong shape.
+    """
+    mode = mode or ("recurrent" if system.length == 1 else "chunked")
+    if mode not in MODES:
+        raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
+    dtype = compute_dtype(system.u.dtype)
+    work = system if system.u.dtype == dtype else system.to(dtype)
+    state = _checked_state(work, state)
+    with _full_precision(system.u.device.type):
+        if mode == "recurrent":
+            y, state = evaluate_recurrent(work, state)
+        elif mode == "matrix":
+            y, state = evaluate_matrix(work, state)
+        else:
+            kernel = CHUNKED_KERNELS[type(system.transition)]
+            y, state = kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
+    return y.to(system.u.dtype), state
+
+
+def _checked_state(system: DSFSystem, state: Tensor | None) -> Tensor:
+    if state is None:
+        return initial_state(system)
+    batch, _, num_heads, head_dim = system.u.shape
+    expected = (batch, num_heads, system.B.shape[-1], head_dim + int(system.normalized))
+    if tuple(state.shape) != expected:
+        raise DSFSystemError(f"state has shape {tuple(state.shape)}; this system carries {expected} (b, h, n, p).")
+    return state.to(system.u.dtype)
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Switch autocast off: states and running decays are never computed in half precision."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,79 @@
+"""Causal depthwise convolution over time, the local mixing that stands in front of a system.
+
+    y_t = bias + Σ_{k<K} w_k * x_{t-K+1+k}          w_{K-1} multiplies the current token
+
+Letters: b batch, t time, d channels, K kernel size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["causal_convolution"]
+
+
+def causal_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None = None, starts: Tensor | None = None
+) -> Tensor:
+    """Convolve each channel causally over time.
+
+    Args:
+        x: inputs (b, t, d).
+        weight: taps (K, d), the current token's last.
+        bias: (d,) or None.
+        window: the K - 1 inputs before x, (b, K - 1, d); None for zeros.
+        starts: (b, t) True where a document starts: no tap reaches across.
+
+    Returns:
+        (b, t, d).
+    """
+    taps = weight.shape[0]
+    if window is None:
+        padded = F.pad(x, (0, 0, taps - 1, 0))
+    else:
+        padded = torch.cat([window.to(x.dtype), x], dim=1)
+    if x.shape[1] == 1 and starts is None:
+        y = (padded * weight).sum(1, keepdim=True)
+        return y if bias is None else y + bias
+    if starts is None:
+        return _DepthwiseConvolution.apply(padded, weight, bias)
+    return _convolve_documents(padded, weight, bias, starts)
+
+
+def _convolve_documents(padded: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor) -> Tensor:
+    """Convolve with every tap that would reach into an earlier document switched off."""
+    taps, length = weight.shape[0], starts.shape[1]
+    document = F.pad(starts.long().cumsum(1), (taps - 1, 0))
+    current = document[:, taps - 1 :]
+    y = torch.zeros_like(padded[:, taps - 1 :]) if bias is None else bias.expand_as(padded[:, taps - 1 :])
+    for tap in range(taps):
+        inside = document[:, tap : tap + length] == current
+        y = torch.addcmul(y, padded[:, tap : tap + length] * inside[..., None], weight[tap])
+    return y
+
+
+class _DepthwiseConvolution(torch.autograd.Function):
+    """Sum of K shifted products in the (b, t, d) layout: no transposes, one pass over memory a tap."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(padded, weight)
+        ctx.has_bias = bias is not None
+        taps, length = weight.shape[0], padded.shape[1] - weight.shape[0] + 1
+        y = padded[:, taps - 1 :] * weight[taps - 1]
+        for tap in range(taps - 1):
+            y.addcmul_(padded[:, tap : tap + length], weight[tap])
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        padded, weight = ctx.saved_tensors
+        taps, length = weight.shape[0], grad.shape[1]
+        grad_padded = torch.zeros_like(padded)
+        grad_weight = torch.empty_like(weight)
+        product = torch.empty_like(grad)
+        for tap in range(taps):
+            grad_padded[:, tap : tap + length].addcmul_(grad, weight[tap])
+            grad_weight[tap] = torch.mul(grad, padded[:, tap : tap + length], out=product).sum((0, 1))
+        return grad_padded, grad_weight, grad.sum((0, 1)) if ctx.has_bias else None

@@ -1,0 +1,39 @@
+"""The sequential reference: the equation, one step at a time, in float64. Every kernel is tested against it."""
+
+import torch
+from torch import Tensor
+
+from ..system import DSFSystem, expand_groups
+
+__all__ = ["evaluate_sequential"]
+
+
+def evaluate_sequential(system: DSFSystem, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Evaluate a system step by step in float64, for any structure of Λ.
+
+        S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
+
+    Args:
+        system: the system, in any dtype.
+        state: S_{-1}, (b, h, n, p), or (b, h, n, p + 1) with the normaliser's column; None for zero.
+
+    Returns:
+        y (b, t, h, p) and the state at each row's last real token, both in float64; gradients flow to the inputs.
+    """
+    system = system.to(torch.float64)
+    batch, length, num_heads, _ = system.u.shape
+    B = expand_groups(system.B, num_heads).expand(batch, length, -1, -1).unbind(1)
+    C = expand_groups(system.C, num_heads).expand(batch, length, -1, -1).unbind(1)
+    drive = system.drive()
+    shape = (batch, num_heads, system.B.shape[-1], drive.shape[-1])
+    state = torch.zeros(shape, dtype=torch.float64, device=system.u.device) if state is None else state.double()
+    padded = system.padded
+    raw = []
+    for time, drive_bhp in enumerate(drive.unbind(1)):
+        decayed = system.transition.step(state, time)
+        if system.starts is not None:
+            decayed = decayed.masked_fill(system.starts[:, time, None, None, None], 0.0)
+        moved = decayed + B[time][..., :, None] * drive_bhp[..., None, :]
+        state = moved if padded is None else torch.where(padded[:, time, None, None, None], state, moved)
+        raw.append((C[time][..., None, :] @ state).squeeze(-2))
+    return system.read(torch.stack(raw, dim=1)), state

@@ -1,0 +1,750 @@
+"""The Dynamical Systems Framework: one equation, and the choices (Λ, B, C, D) that make an architecture.
+
+    h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i                          h_{-1} = 0 unless a state is given
+
+A `DSFSystem` is one realisation of the equation at given inputs, in factored form. Per head the state is a matrix S (n x p):
+
+    S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
+
+b_i, c_i are the factors of B_i, C_i that a head's channels share; the input gain s_i (Δ_i, input gates) belongs to B_i and the
+output gain g_i to C_i. `DSFSystem.matrices` multiplies all of it out into the dense matrices of the equation.
+
+Letters: b batch, t time, h heads, g groups of heads that share B or C, n states per channel, p head width, d = h·p inner width,
+N = d·n size of the whole state.
+
+Source: Sieber et al. 2024, "Understanding the Differences in Foundation Models", section 3 (arXiv 2405.15731).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "DSFSystem",
+    "DSFSystemError",
+    "Identity",
+    "ScalarDecay",
+    "SoftmaxSystem",
+    "Spectrum",
+    "SystemMatrices",
+    "Transition",
+]
+
+Record = TypeVar("Record")
+
+LOG_ZERO = -1e4
+"""Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
+
+
+class DSFSystemError(ValueError):
+    """A system was built or used with sizes, dtypes or options that do not fit together."""
+
+
+class Spectrum(NamedTuple):
+    """Distinct eigenvalues of Λ_1 … Λ_{t-1} (Λ_0 multiplies the zero state and is left out), with their realisation.
+
+    Eigenvalues of a time-varying system belong to a realisation, not to the input-output map: never compare two spectra
+    whose `realisation` differs. Positions behind a row's last real token hold NaN.
+    """
+
+    values: Tensor
+    """(b, t-1, h, …) in float64 or complex128; further dimensions where Λ differs within a head."""
+    realisation: str
+    """"native": the Λ that the engine applies. "normalised": λ_i = η_{i-1} / η_i, the normaliser η inside Λ and B."""
+
+
+class SystemMatrices(NamedTuple):
+    """Dense matrices of the equation; state index = (channel e)·n + a, channel e = head·p + position in the head."""
+
+    Lambda: Tensor
+    """(b, t, N, N)"""
+    B: Tensor
+    """(b, t, N, d)"""
+    C: Tensor
+    """(b, t, d, N)"""
+    D: Tensor
+    """(b, t, d, d)"""
+
+
+def _broadcasts(size: int, full: int) -> bool:
+    return size in (1, full)
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """Return the (t, t) boolean mask that is True where column j <= row i."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def nonzero(denominator: Tensor) -> Tensor:
+    """Replace exact zeros by 1: a row whose weights all underflowed has a zero numerator too, and reads 0."""
+    return denominator.masked_fill(denominator == 0, 1.0)
+
+
+def expand_groups(x: Tensor, num_heads: int) -> Tensor:
+    """Repeat the groups (dimension 2) of (b, t, g, n) so that every head has its own: (b, t, h, n)."""
+    groups = x.shape[2]
+    return x if groups == num_heads else x.repeat_interleave(num_heads // groups, dim=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Structures of Λ
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Transition(ABC):
+    """Structure of Λ_i: how one step of the recurrence acts on the head states S (b, h, n, p).
+
+    A new structure is one subclass here and one kernel in `engine`; the sequential reference and Φ need nothing else.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
+        """Raise `DSFSystemError` unless the parameters of Λ fit a system of these sizes."""
+
+    @abstractmethod
+    def step(self, state: Tensor, time: int) -> Tensor:
+        """Return Λ_time(S) for the head states S (b, h, n, p)."""
+
+    @abstractmethod
+    def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
+        """Return the eigenvalues of Λ_0 … Λ_{t-1}, expanded to (b, t, h, n, p) in float64."""
+
+    @abstractmethod
+    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
+        """Return c_i^T Λ_i … Λ_{j+1} b_j for all j <= i, zero above the diagonal: (b, h, t, t)."""
+
+    @abstractmethod
+    def narrow(self, start: int, length: int) -> Self:
+        """Return the structure restricted to `length` steps from `start`."""
+
+    @abstractmethod
+    def mask(self, starts: Tensor | None, padded: Tensor | None) -> "Transition":
+        """Return the structure with Λ = 0 where `starts` (b, t) and Λ = 1 where `padded` (b, t) hold."""
+
+    def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
+        """Return the distinct eigenvalues, (b, t, h) where a head has one, in float64."""
+        return self.diagonal(batch, length, num_heads, 1, 1)[..., 0, 0]
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """Return the structure with its floating-point tensors in `dtype`."""
+        return _map_floats(self, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Identity(Transition):
+    """Λ_i = 1: the state sums up everything it was given (attention in the gauge of its normaliser)."""
+
+    name: ClassVar[str] = "identity"
+
+    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
+        """Accept every size."""
+
+    def step(self, state: Tensor, time: int) -> Tensor:
+        """Return S unchanged."""
+        return state
+
+    def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
+        """Return ones (b, t, h, n, p)."""
+        return torch.ones(batch, length, num_heads, state_size, head_dim, dtype=torch.float64)
+
+    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
+        """Return c_i^T b_j for j <= i: (b, h, t, t)."""
+        return torch.einsum("bihn,bjhn->bhij", C_bthn, B_bthn).tril()
+
+    def narrow(self, start: int, length: int) -> Self:
+        """Return itself: Λ does not depend on time."""
+        return self
+
+    def mask(self, starts: Tensor | None, padded: Tensor | None) -> Transition:
+        """Return a `ScalarDecay` that is 0 at document starts and 1 elsewhere (pads need no change: Λ is 1)."""
+        if starts is None:
+            return self
+        starts = starts if padded is None else starts & ~padded
+        log_decay = torch.zeros(starts.shape, dtype=torch.float32, device=starts.device)
+        return ScalarDecay(log_decay.masked_fill(starts, LOG_ZERO)[..., None])
+
+
+@dataclass(frozen=True, eq=False)
+class ScalarDecay(Transition):
+    """Λ_i = λ_i I with one scalar λ_i = sign_i · exp(log_decay_i) per head and step (SSD, gauge changes, resets)."""
+
+    name: ClassVar[str] = "scalar"
+
+    log_decay: Tensor
+    """log |λ|, (b|1, t|1, h|1); -inf (or anything below -1e4) means λ = 0. Gradients are with respect to it."""
+    sign: Tensor | None = None
+    """Sign of λ, +1 or -1 in the shape of `log_decay`; None where λ is never negative."""
+
+    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
+        """Raise unless `log_decay` broadcasts to (b, t, h) and `sign` has its shape."""
+        shape = tuple(self.log_decay.shape)
+        if len(shape) != 3 or not all(map(_broadcasts, shape, (batch, length, num_heads))):
+            raise DSFSystemError(
+                f"log_decay has shape {shape}, but u asks for ({batch}|1, {length}|1, {num_heads}|1): "
+                "give one log-decay per batch row, step and head (or broadcast it)."
+            )
+        if self.sign is not None and self.sign.shape != self.log_decay.shape:
+            raise DSFSystemError(f"sign has shape {tuple(self.sign.shape)}; it must equal log_decay's {shape}.")
+
+    def values(self) -> Tensor:
+        """Return λ in the shape of `log_decay`."""
+        decay = self.log_decay.clamp(min=LOG_ZERO).exp()
+        return decay if self.sign is None else decay * self.sign
+
+    def step(self, state: Tensor, time: int) -> Tensor:
+        """Return λ_time · S."""
+        return self._at(time).values()[:, 0, :, None, None].to(state.dtype) * state
+
+    def _at(self, time: int) -> Self:
+        return self if self.log_decay.shape[1] == 1 else self.narrow(time, 1)
+
+    def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
+        """Return λ_i expanded to (b, t, h, n, p)."""
+        return self.to(torch.float64).values()[..., None, None].expand(batch, length, num_heads, state_size, head_dim)
+
+    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
+        """Return c_i^T b_j λ_i … λ_{j+1} for j <= i: (b, h, t, t)."""
+        return torch.einsum("bihn,bjhn->bhij", C_bthn, B_bthn) * self.products(B_bthn.shape[1]).to(B_bthn.dtype)
+
+    def products(self, length: int) -> Tensor:
+        """Return λ_i … λ_{j+1} in row i and column j <= i, zero above the diagonal: (b|1, h|1, t, t) in float64."""
+        log_bht = self.log_decay.double().clamp(min=LOG_ZERO).expand(-1, length, -1).transpose(1, 2)
+        between = decay_products(log_bht.cumsum(-1))
+        if self.sign is None:
+            return between
+        sign_bht = self.sign.double().expand(-1, length, -1).transpose(1, 2).cumprod(-1)
+        return between * sign_bht[..., :, None] * sign_bht[..., None, :]
+
+    def narrow(self, start: int, length: int) -> Self:
+        """Return the decays of `length` steps from `start`."""
+        if self.log_decay.shape[1] == 1:
+            return self
+        sign = None if self.sign is None else self.sign.narrow(1, start, length)
+        return replace(self, log_decay=self.log_decay.narrow(1, start, length), sign=sign)
+
+    def mask(self, starts: Tensor | None, padded: Tensor | None) -> "ScalarDecay":
+        """Return the decays with λ = 0 at document starts and λ = 1 at pads."""
+        log_decay, sign = self.log_decay, self.sign
+        if starts is not None:
+            log_decay = log_decay.masked_fill(starts[..., None], LOG_ZERO)
+        if padded is not None:
+            log_decay = log_decay.masked_fill(padded[..., None], 0.0)
+            sign = None if sign is None else sign.masked_fill(padded[..., None], 1.0)
+        return ScalarDecay(log_decay, None if sign is None else sign.expand_as(log_decay))
+
+
+def decay_products(cumulative: Tensor) -> Tensor:
+    """Return exp(S_i - S_j) for j <= i and 0 above the diagonal, from running log-decays S (…, t): (…, t, t)."""
+    difference = cumulative[..., :, None] - cumulative[..., None, :]
+    mask = causal_mask(cumulative.shape[-1], cumulative.device)
+    return difference.masked_fill(~mask, -math.inf).exp()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Systems
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _map_floats(record: Record, dtype: torch.dtype) -> Record:
+    changes = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Transition) or (isinstance(value, Tensor) and value.is_floating_point()):
+            changes[field.name] = value.to(dtype)
+    return replace(record, **changes)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DSFSystem:
+    """One realisation of the system at given inputs, in factored form: what an architecture chooses, and no more.
+
+        S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
+
+    Tensors broadcast over batch, time and the heads of a group; they are never expanded. With `normalized` the read-out is
+    divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j (so that Φ's rows sum to one).
+
+    Raises:
+        DSFSystemError: a tensor's shape or dtype does not fit; the message names the field, its shape and what it needs.
+    """
+
+    u: Tensor
+    """Inner input, (b, t, h, p)."""
+    B: Tensor
+    """Input factors b_i, (b|1, t|1, g, n); g divides h."""
+    C: Tensor
+    """Output factors c_i, (b|1, t|1, g, n); g divides h."""
+    transition: Transition
+    """Structure and values of Λ."""
+    D: Tensor | None = None
+    """Feed-through, (h,) or (h, p); None for none."""
+    input_gain: Tensor | None = None
+    """s_i, part of B_i, (b|1, t|1, h) or (b|1, t|1, h, p); None for 1."""
+    output_gain: Tensor | None = None
+    """g_i, part of C_i, (b|1, t|1, h) or (b|1, t|1, h, p); None for 1."""
+    normalized: bool = False
+    """Divide each row of Φ by its sum; the normaliser's running sum is one more column of the carried state."""
+    starts: Tensor | None = None
+    """(b, t) True where a packed document starts: Λ_i = 0 there."""
+    lengths: Tensor | None = None
+    """(b,) number of real tokens at the front of each row; the steps behind them are pads: Λ = 1, B = 0, y = 0."""
+
+    def __post_init__(self) -> None:
+        if self.u.ndim != 4:
+            raise DSFSystemError(f"u has shape {tuple(self.u.shape)}; it must be (batch, time, heads, head width).")
+        batch, length, num_heads, head_dim = self.u.shape
+        self._check_factor("B", self.B)
+        self._check_factor("C", self.C)
+        if self.B.shape[-1] != self.C.shape[-1]:
+            raise DSFSystemError(
+                f"B has {self.B.shape[-1]} states per channel and C has {self.C.shape[-1]}: their last sizes must be equal."
+            )
+        self._check_gain("input_gain", self.input_gain)
+        self._check_gain("output_gain", self.output_gain)
+        if self.D is not None and tuple(self.D.shape) not in ((num_heads,), (num_heads, head_dim)):
+            raise DSFSystemError(
+                f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."
+            )
+        if self.starts is not None and tuple(self.starts.shape) != (batch, length):
+            raise DSFSystemError(
+                f"starts has shape {tuple(self.starts.shape)}; give ({batch}, {length}), one flag a token."
+            )
+        if self.lengths is not None and tuple(self.lengths.shape) != (batch,):
+            raise DSFSystemError(f"lengths has shape {tuple(self.lengths.shape)}; give ({batch},), one length a row.")
+        self.transition.check(batch, length, num_heads, self.B.shape[-1], head_dim)
+
+    def _check_factor(self, name: str, value: Tensor) -> None:
+        batch, length, num_heads, _ = self.u.shape
+        shape = tuple(value.shape)
+        fits = len(shape) == 4 and _broadcasts(shape[0], batch) and _broadcasts(shape[1], length)
+        if not fits or num_heads % shape[2]:
+            raise DSFSystemError(
+                f"{name} has shape {shape}, but u of shape {tuple(self.u.shape)} asks for "
+                f"({batch}|1, {length}|1, groups dividing {num_heads}, states)."
+            )
+        if value.dtype != self.u.dtype:
+            raise DSFSystemError(f"{name} is {value.dtype} and u is {self.u.dtype}: cast both to one dtype.")
+
+    def _check_gain(self, name: str, value: Tensor | None) -> None:
+        if value is None:
+            return
+        shape, full = tuple(value.shape), tuple(self.u.shape)
+        if not (
+            len(shape) in (3, 4) and all(map(_broadcasts, shape[:2], full[:2])) and shape[2:] == full[2 : len(shape)]
+        ):
+            raise DSFSystemError(f"{name} has shape {shape}; give {full[:3]} or {full} (batch and time may be 1).")
+
+    # ---- sizes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads h."""
+        return self.u.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        """Head width p."""
+        return self.u.shape[3]
+
+    @property
+    def length(self) -> int:
+        """Number of steps t."""
+        return self.u.shape[1]
+
+    @property
+    def state_size(self) -> int:
+        """Size N = h·p·n of the whole state h_i (the summed normaliser, a gauge of C, is not counted)."""
+        return self.num_heads * self.head_dim * self.B.shape[-1]
+
+    # ---- pieces that kernels share ----------------------------------------------------------------------------------
+
+    @property
+    def padded(self) -> Tensor | None:
+        """(b, t) True behind each row's last real token, or None where every token is real."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.length, device=self.u.device) >= self.lengths[:, None]
+
+    def drive(self) -> Tensor:
+        """Return the driven input s_i * u_i, zero at pads, with the normaliser's column of ones: (b, t, h, p or p + 1)."""
+        drive = self.u if self.input_gain is None else self.u * _as_channel_gain(self.input_gain).to(self.u.dtype)
+        if self.normalized:
+            ones = torch.ones_like(self.u[..., :1])
+            gain = self.input_gain
+            weight = ones if gain is None else ones * _as_channel_gain(gain).to(self.u.dtype)
+            drive = torch.cat([drive, weight], dim=-1)
+        padded = self.padded
+        return drive if padded is None else drive.masked_fill(padded[..., None, None], 0.0)
+
+    def effective_transition(self) -> Transition:
+        """Return Λ with document starts (Λ = 0) and pads (Λ = 1) written into it."""
+        if self.starts is None and self.lengths is None:
+            return self.transition
+        return self.transition.mask(self.starts, self.padded)
+
+    def read(self, raw: Tensor) -> Tensor:
+        """Turn the raw read-out S_i^T c_i (b, t, h, p or p + 1) into y_i: normaliser, output gain, feed-through, pads."""
+        if self.normalized:
+            raw = raw[..., :-1] / nonzero(raw[..., -1:])
+        if self.output_gain is not None:
+            raw = raw * _as_channel_gain(self.output_gain).to(raw.dtype)
+        if self.D is not None:
+            raw = torch.addcmul(raw, self.u.to(raw.dtype), _as_channel_gain(self.D).to(raw.dtype))
+        padded = self.padded
+        return raw if padded is None else raw.masked_fill(padded[..., None, None], 0.0)
+
+    def narrow(self, start: int, length: int) -> "DSFSystem":
+        """Return the system restricted to `length` steps from `start`; carry the state across yourself."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return value if value is None or value.shape[1] == 1 else value.narrow(1, start, length)
+
+        lengths = None if self.lengths is None else (self.lengths - start).clamp(0, length)
+        return replace(
+            self,
+            u=self.u.narrow(1, start, length),
+            B=cut(self.B),
+            C=cut(self.C),
+            transition=self.transition.narrow(start, length),
+            input_gain=cut(self.input_gain),
+            output_gain=cut(self.output_gain),
+            starts=None if self.starts is None else self.starts.narrow(1, start, length),
+            lengths=lengths,
+        )
+
+    def to(self, dtype: torch.dtype) -> "DSFSystem":
+        """Return the system with every floating-point tensor in `dtype`."""
+        return _map_floats(self, dtype)
+
+    def with_layout(self, starts: Tensor | None, lengths: Tensor | None) -> "DSFSystem":
+        """Return the system with document starts (b, t) and numbers of real tokens (b,) written into it."""
+        return self if starts is None and lengths is None else replace(self, starts=starts, lengths=lengths)
+
+    # ---- what theory asks for ---------------------------------------------------------------------------------------
+
+    def transfer_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return Φ, the map from inputs to outputs, with y_i = Σ_{j<=i} Φ_ij u_j.
+
+            Φ_ij = C_i Λ_i … Λ_{j+1} B_j   (j < i)        Φ_ii = C_i B_i + D_i        Φ_ij = 0   (j > i)
+
+        Returns:
+            (b, h, t, t) where a head's channels share it, else (b, h, p, t, t), in `dtype`.
+
+        Source: Sieber et al. 2024, section 3; spec of the convolutional form.
+        """
+        system = self.to(dtype)
+        phi = system._weights()
+        gains = [system.input_gain, system.output_gain]
+        feed = None if system.D is None else _as_channel_gain(system.D)
+        if any(x is not None and x.ndim == 4 for x in gains) or (self.D is not None and self.D.ndim == 2):
+            phi = phi[:, :, None]
+        if system.input_gain is not None:
+            phi = phi * _to_rows(system.input_gain, phi.ndim)[..., None, :]
+        if self.normalized:
+            phi = phi / nonzero(phi.sum(-1, keepdim=True))
+        if system.output_gain is not None:
+            phi = phi * _to_rows(system.output_gain, phi.ndim)[..., :, None]
+        if feed is not None:
+            rows = feed if phi.ndim == 5 else feed[..., 0]
+            phi = phi + torch.diag_embed(rows[..., None].expand(*rows.shape, self.length))
+        return phi if self.lengths is None else _zero_pads(phi, self.padded)
+
+    def _weights(self) -> Tensor:
+        batch, length, num_heads, _ = self.u.shape
+        B_bthn = expand_groups(self.B, num_heads).expand(batch, length, -1, -1)
+        C_bthn = expand_groups(self.C, num_heads).expand(batch, length, -1, -1)
+        return self.effective_transition().scores(B_bthn, C_bthn)
+
+    def normalizer(self) -> Tensor:
+        """Return η_i = Σ_{j<=i} c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, t, h) in float64.
+
+        Raises:
+            DSFSystemError: the system is not normalised.
+        """
+        if not self.normalized:
+            raise DSFSystemError("normalized is False, so the system has no η: read Φ with transfer_matrix().")
+        system = self.to(torch.float64)
+        weights = system._weights()
+        if system.input_gain is not None:
+            weights = weights * _to_rows(system.input_gain, 4)[..., None, :]
+        return weights.sum(-1).transpose(1, 2)
+
+    def eigenvalues(self, realisation: str | None = None) -> Spectrum:
+        """Return the distinct eigenvalues of Λ_1 … Λ_{t-1} in a named realisation.
+
+        Args:
+            realisation: "native" (the Λ that the engine applies; attention then has λ = 1) or "normalised" (η inside Λ:
+                λ_i = η_{i-1} / η_i, the papers' form of attention). Default: "normalised" where the system is, else "native".
+
+        Returns:
+            `Spectrum` with values (b, t-1, h); at a document start λ = 0.
+
+        Raises:
+            DSFSystemError: unknown realisation, or "normalised" asked of a system without normaliser.
+
+        Source: Sieber et al. 2024, section 4; gauge freedom (Λ_i -> T_i Λ_i T_{i-1}^{-1}) leaves Φ unchanged.
+        """
+        realisation = realisation or ("normalised" if self.normalized else "native")
+        if realisation not in ("native", "normalised"):
+            raise DSFSystemError(f'realisation={realisation!r} is unknown: use "native" or "normalised".')
+        batch, length, num_heads, _ = self.u.shape
+        values = self.effective_transition().eigenvalues(batch, length, num_heads)[:, 1:].to(self.u.device)
+        if realisation == "normalised":
+            eta = self.normalizer()
+            values = values * eta[:, :-1] / nonzero(eta[:, 1:])
+        if self.lengths is not None:
+            values = values.masked_fill(self.padded[:, 1:, None], math.nan)
+        return Spectrum(values, realisation)
+
+    def matrices(self) -> SystemMatrices:
+        """Return the dense Λ_i, B_i, C_i, D_i of the equation in float64 (small sizes only: N x N entries a step).
+
+        Gains are multiplied out: s_i stands in B_i, g_i and 1/η_i in C_i. Φ built from them equals `transfer_matrix`.
+        """
+        system = self.to(torch.float64)
+        batch, length, num_heads, head_dim = self.u.shape
+        n, d = self.B.shape[-1], num_heads * head_dim
+        diagonal = system.effective_transition().diagonal(batch, length, num_heads, n, head_dim).to(self.u.device)
+        eye_d = torch.eye(d, dtype=torch.float64, device=self.u.device)
+        real = torch.ones(batch, length, dtype=torch.float64, device=self.u.device)
+        real = real if self.lengths is None else real.masked_fill(self.padded, 0.0)
+        gain_in = real[..., None] * _expand_gain(system.input_gain, system.u)
+        gain_out = real[..., None] * _expand_gain(system.output_gain, system.u)
+        if self.normalized:
+            gain_out = gain_out / nonzero(self.normalizer()).repeat_interleave(head_dim, dim=2)
+        feed = torch.zeros(d, dtype=torch.float64, device=self.u.device)
+        if system.D is not None:
+            feed = _as_channel_gain(system.D).expand(num_heads, head_dim).reshape(d)
+        B_btdn = self._per_channel(system.B) * gain_in[..., None]
+        C_btdn = self._per_channel(system.C) * gain_out[..., None]
+        return SystemMatrices(
+            Lambda=torch.diag_embed(diagonal.transpose(-1, -2).reshape(batch, length, d * n)),
+            B=torch.einsum("btdn,de->btdne", B_btdn, eye_d).reshape(batch, length, d * n, d),
+            C=torch.einsum("btdn,de->btedn", C_btdn, eye_d).reshape(batch, length, d, d * n),
+            D=torch.diag_embed(real[..., None] * feed),
+        )
+
+    def _per_channel(self, factor: Tensor) -> Tensor:
+        batch, length, num_heads, head_dim = self.u.shape
+        return expand_groups(factor, num_heads).expand(batch, length, -1, -1).repeat_interleave(head_dim, dim=2)
+
+    def rescale(self, T: Tensor) -> "DSFSystem":
+        """Return the realisation (T_i Λ_i T_{i-1}^{-1}, T_i B_i, C_i T_i^{-1}): other eigenvalues, the same Φ.
+
+        An initial state S becomes `rescale_state(S, T)`.
+
+        Args:
+            T: T_{-1}, T_0 … T_{t-1}, one positive scalar per head: (b, t + 1, h).
+
+        Raises:
+            DSFSystemError: wrong shape, or an entry that is not positive and finite; or Λ is not a scalar per head.
+
+        Source: gauge freedom of a time-varying realisation (change of basis of the state at every step).
+        """
+        batch, length, num_heads, _ = self.u.shape
+        check_gauge(T, batch, length, num_heads)
+        if not isinstance(self.transition, Identity | ScalarDecay):
+            raise DSFSystemError(
+                f"rescale by a scalar per head is not written for Λ of structure {self.transition.name!r}."
+            )
+        log_T = T.double().log()
+        shift = (log_T[:, 1:] - log_T[:, :-1]).to(torch.float64)
+        base = self.transition if isinstance(self.transition, ScalarDecay) else None
+        log_decay = shift if base is None else base.log_decay.double().clamp(min=LOG_ZERO) + shift
+        sign = None if base is None or base.sign is None else base.sign.expand_as(log_decay)
+        forward = T[:, 1:, :, None].to(self.u.dtype)
+        return replace(
+            self,
+            transition=ScalarDecay(log_decay, sign),
+            B=expand_groups(self.B, num_heads) * forward,
+            C=expand_groups(self.C, num_heads) / forward,
+        )
+
+
+def rescale_state(state: Tensor, T: Tensor) -> Tensor:
+    """Return T_{-1} S: the initial head states (b, h, n, p) of a system rescaled by T (b, t + 1, h)."""
+    return T[:, 0, :, None, None].to(state.dtype) * state
+
+
+def check_gauge(T: Tensor, batch: int, length: int, num_heads: int) -> None:
+    """Raise `DSFSystemError` unless T is (b, t + 1, h), positive and finite."""
+    if tuple(T.shape) != (batch, length + 1, num_heads):
+        raise DSFSystemError(
+            f"T has shape {tuple(T.shape)}; give ({batch}, {length + 1}, {num_heads}): T_{{-1}} … T_{{t-1}} for each head."
+        )
+    if not bool(((T > 0) & T.isfinite()).all()):
+        raise DSFSystemError("T holds an entry that is not positive and finite: a change of basis must be invertible.")
+
+
+def _as_channel_gain(gain: Tensor) -> Tensor:
+    """View a gain (…, h) or (…, h, p) so that it multiplies (…, h, p); D and time-varying gains alike."""
+    return gain[..., None] if gain.ndim in (1, 3) else gain
+
+
+def _to_rows(gain: Tensor, phi_ndim: int) -> Tensor:
+    """Move time last: (b, t, h[, p]) -> (b, h[, p|1], t), ready to scale Φ's rows or columns."""
+    rows = gain.movedim(1, -1)
+    return rows[:, :, None] if phi_ndim == 5 and gain.ndim == 3 else rows
+
+
+def _expand_gain(gain: Tensor | None, u: Tensor) -> Tensor:
+    full = torch.ones_like(u) if gain is None else _as_channel_gain(gain).expand_as(u)
+    return full.flatten(2)
+
+
+def _zero_pads(phi: Tensor, padded: Tensor) -> Tensor:
+    rows = padded.reshape(padded.shape[0], *([1] * (phi.ndim - 3)), -1)
+    return phi.masked_fill(rows[..., :, None], 0.0).masked_fill(rows[..., None, :], 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax attention: a system with an infinite state
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SoftmaxSystem:
+    """Softmax attention as a system: infinitely many states, so Φ and λ in closed form instead of matrices.
+
+        Φ_ij = exp(s_ij) / η_i        η_i = Σ_{l<=i} exp(s_il)        s_ij = scale · q_i^T k_j        λ_i = η_{i-1} / η_i
+
+    `truncated(P)` is the finite `DSFSystem` whose features are the Taylor monomials of exp up to order P.
+
+    Source: Sieber et al. 2024, section 4.1: softmax is separable attention with infinite-dimensional φ = ψ.
+    """
+
+    q: Tensor
+    """Queries, (b, t, h, m)."""
+    k: Tensor
+    """Keys, (b, t, g, m); g divides h."""
+    u: Tensor
+    """Values, (b, t, g, p): the inner input."""
+    scale: float
+    """Factor of the logits, usually 1/√m."""
+    starts: Tensor | None = None
+    """(b, t) True where a packed document starts: attention does not look across."""
+    lengths: Tensor | None = None
+    """(b,) number of real tokens at the front of each row."""
+
+    def __post_init__(self) -> None:
+        if self.q.ndim != 4 or self.k.ndim != 4 or self.u.ndim != 4:
+            raise DSFSystemError("q, k and u must be (batch, time, heads, width).")
+        if self.q.shape[-1] != self.k.shape[-1] or self.q.shape[:2] != self.k.shape[:2]:
+            raise DSFSystemError(
+                f"q {tuple(self.q.shape)} and k {tuple(self.k.shape)} must share batch, time and width."
+            )
+        if self.k.shape[:3] != self.u.shape[:3] or self.q.shape[2] % self.k.shape[2]:
+            raise DSFSystemError(
+                f"u {tuple(self.u.shape)} must share batch, time and heads with k {tuple(self.k.shape)}, "
+                f"and the {self.k.shape[2]} key heads must divide the {self.q.shape[2]} query heads."
+            )
+
+    @property
+    def state_size(self) -> float:
+        """Infinity: no finite state reproduces softmax for every length."""
+        return math.inf
+
+    @property
+    def length(self) -> int:
+        """Number of steps t."""
+        return self.q.shape[1]
+
+    def inner_input(self) -> Tensor:
+        """Return u with every query head's values: (b, t, h, p)."""
+        return expand_groups(self.u, self.q.shape[2])
+
+    def logits(self) -> Tensor:
+        """Return s_ij in float64, -inf where j > i, across documents and at pads: (b, h, t, t)."""
+        k_bthm = expand_groups(self.k, self.q.shape[2]).double()
+        logits = torch.einsum("bihm,bjhm->bhij", self.q.double(), k_bthm) * self.scale
+        allowed = causal_mask(self.length, self.q.device)[None]
+        if self.starts is not None:
+            document = self.starts.long().cumsum(1)
+            allowed = allowed & (document[:, :, None] == document[:, None, :])
+        if self.lengths is not None:
+            real = torch.arange(self.length, device=self.q.device) < self.lengths[:, None]
+            allowed = allowed & real[:, None, :]
+        return logits.masked_fill(~allowed[:, None], -math.inf)
+
+    def transfer_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return Φ (b, h, t, t), the attention weights, computed in float64 and returned in `dtype`."""
+        phi = self.logits().softmax(-1).nan_to_num(0.0)
+        if self.lengths is not None:
+            padded = torch.arange(self.length, device=self.q.device) >= self.lengths[:, None]
+            phi = _zero_pads(phi, padded)
+        return phi.to(dtype)
+
+    def eigenvalues(self, realisation: str | None = None) -> Spectrum:
+        """Return λ_i = η_{i-1} / η_i = exp(LSE_{i-1} - LSE_i), (b, t-1, h) in float64; λ = 0 at a document start.
+
+        Args:
+            realisation: "normalised" (default) or "native", in which λ = 1 (the normaliser stands in C).
+
+        Raises:
+            DSFSystemError: unknown realisation.
+        """
+        realisation = realisation or "normalised"
+        if realisation not in ("native", "normalised"):
+            raise DSFSystemError(f'realisation={realisation!r} is unknown: use "native" or "normalised".')
+        lse = self.logits().logsumexp(-1).transpose(1, 2)
+        values = (lse[:, :-1] - lse[:, 1:]).exp() if realisation == "normalised" else torch.ones_like(lse[:, 1:])
+        if self.starts is not None:
+            values = values.masked_fill(self.starts[:, 1:, None], 0.0)
+        if self.lengths is not None:
+            padded = torch.arange(1, self.length, device=self.q.device) >= self.lengths[:, None]
+            values = values.masked_fill(padded[..., None], math.nan)
+        return Spectrum(values, realisation)
+
+    def matrices(self) -> SystemMatrices:
+        """Raise: the exact system has infinitely many states.
+
+        Raises:
+            DSFSystemError: always; the remedy is `truncated(order).matrices()`.
+        """
+        raise DSFSystemError("softmax attention has an infinite state: use truncated(order).matrices().")
+
+    def truncated(self, order: int) -> DSFSystem:
+        """Return the separable system with the Taylor features of exp up to `order`; it converges to softmax.
+
+            φ(q) = [1, x, x⊗x/√2!, …, x^{⊗P}/√P!] with x = √scale · q, so that φ(q)^T ψ(k) = Σ_{p<=P} s^p / p!
+
+        Args:
+            order: P >= 0. Odd orders can give negative weights and denominators; even ones are positive.
+
+        Returns:
+            `DSFSystem` in float64 with n = Σ_{p<=P} m^p states per channel.
+
+        Raises:
+            DSFSystemError: a negative order.
+
+        Source: Sieber et al. 2024, section 4.1 (truncation of the feature map).
+        """
+        if order < 0:
+            raise DSFSystemError(f"order={order} is negative: give the Taylor order P >= 0.")
+        root = math.sqrt(self.scale)
+        heads = self.q.shape[2]
+        return DSFSystem(
+            u=self.inner_input().double(),
+            B=taylor_features(expand_groups(self.k, heads).double() * root, order),
+            C=taylor_features(self.q.double() * root, order),
+            transition=Identity(),
+            normalized=True,
+            starts=self.starts,
+            lengths=self.lengths,
+        )
+
+
+def taylor_features(x: Tensor, order: int) -> Tensor:
+    """Return [1, x, x⊗x/√2!, …, x^{⊗P}/√P!] along the last dimension: (…, m) -> (…, Σ_{p<=P} m^p)."""
+    power = torch.ones_like(x[..., :1])
+    features = [power]
+    for degree in range(1, order + 1):
+        power = (power[..., :, None] * x[..., None, :]).flatten(-2) / math.sqrt(degree)
+        features.append(power)
+    return torch.cat(features, dim=-1)

@@ -1,0 +1,191 @@
+"""What every task owes its users, for each task of the registry."""
+
+import json
+from dataclasses import FrozenInstanceError, fields, replace
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
+
+from dsf_models.tasks import IGNORE_INDEX, SPLITS, get_task, list_tasks, load_task
+
+pytestmark = pytest.mark.parametrize("name", list_tasks())
+COLUMNS = {"input_ids", "labels"}
+
+
+def test_columns(name):
+    task = get_task(name)
+    columns = task.generate("train", 0, 0, 300)
+    assert columns.keys() == COLUMNS
+    for column in columns.values():
+        assert column.shape == (300, task.sequence_length)
+        assert column.dtype == np.int32
+    scored = columns["labels"] != IGNORE_INDEX
+    assert scored.any(axis=1).all()
+    for tokens in (columns["input_ids"], columns["labels"][scored]):
+        assert tokens.min() >= 0
+        assert tokens.max() < task.vocab_size
+
+
+def test_examples_depend_on_their_address_alone(name):
+    task, other = get_task(name), get_task(name)
+    whole = task.generate("train", 3, 0, 500)
+    for start, stop in ((400, 500), (0, 1), (499, 500), (77, 311), (200, 200)):
+        np.random.seed(start)  # noqa: NPY002
+        torch.manual_seed(start)
+        other.generate("test", start, 0, 10)
+        part = task.generate("train", 3, start, stop)
+        for column in COLUMNS:
+            np.testing.assert_array_equal(part[column], whole[column][start:stop])
+
+
+def test_generation_leaves_the_global_generators_alone(name):
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    load_task(name, num_examples=5)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_the_number_of_examples_changes_none_of_them(name):
+    few, many = (load_task(name, split="test", seed=5, num_examples=n).with_format("numpy")[:7] for n in (7, 60))
+    for column in COLUMNS:
+        np.testing.assert_array_equal(few[column], many[column])
+
+
+def test_splits_and_seeds_are_disjoint(name):
+    task = get_task(name)
+    streams = [task.generate(split, seed, 0, 300)["input_ids"] for split in SPLITS for seed in (0, 1, 2**64 - 1)]
+    assert len(np.unique(np.concatenate(streams), axis=0)) == 300 * len(streams)
+
+
+def test_far_examples_exist(name):
+    task = get_task(name)
+    far = task.generate("train", 0, 2**64 - 3, 2**64 - 1)["input_ids"]
+    assert not np.array_equal(far[0], far[1])
+
+
+def test_data_hash_is_the_documented_one(name):
+    task = get_task(name)
+    columns = task.generate("validation", 1, 0, 300)
+    digest = sha256()
+    for input_ids, labels in zip(columns["input_ids"], columns["labels"], strict=True):
+        for token in (*input_ids.tolist(), *labels.tolist()):
+            digest.update(token.to_bytes(4, "little", signed=True))
+    assert task.data_hash("validation", 1, 300) == digest.hexdigest()
+    assert task.data_hash("validation", 1, 300) != task.data_hash("validation", 1, 299)
+
+
+def test_describe_is_json_and_rebuilds_the_task(name):
+    task = get_task(name)
+    card = json.loads(json.dumps(task.describe()))
+    assert get_task(card["name"], **card["sizes"]) == task
+    assert 0 < card["chance"] <= card["best_trivial"] < 1
+    assert card["chance"] == task.chance
+    assert card["best_trivial"] == task.best_trivial
+    assert {"vocabulary", "labels"} <= card.keys()
+
+
+def test_groups_have_one_value_per_scored_position(name):
+    task = get_task(name)
+    columns = task.generate("train", 0, 0, 50)
+    for facet in task.groups(**columns).values():
+        assert facet.shape == ((columns["labels"] != IGNORE_INDEX).sum(),)
+
+
+def test_tasks_are_frozen_documented_values(name):
+    task = get_task(name)
+    assert hash(task) == hash(replace(task))
+    with pytest.raises(FrozenInstanceError):
+        task.vocab_size = 1
+
+
+def test_dataset_holds_the_examples_and_their_description(name):
+    task = get_task(name)
+    dataset = load_task(name, split="validation", seed=4, num_examples=20)
+    assert dataset.column_names == ["input_ids", "labels"]
+    assert str(dataset.split) == "validation"
+    assert json.loads(dataset.info.description.split("\n")[1]) == json.loads(json.dumps(task.describe()))
+    for column, expected in task.generate("validation", 4, 0, 20).items():
+        assert dataset.features[column].feature.dtype == "int32"
+        assert dataset.features[column].length == task.sequence_length
+        np.testing.assert_array_equal(dataset[column][:], expected)
+
+
+def test_default_number_of_examples(name):
+    assert len(load_task(name, split="test")) == get_task(name).default_examples["test"]
+
+
+def test_equal_datasets_have_equal_fingerprints(name):
+    first, again, other = (load_task(name, seed=seed, num_examples=4)._fingerprint for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_torch_loader_reads_int64(name):
+    dataset = load_task(name, num_examples=10)
+    batches = list(DataLoader(dataset.with_format("torch"), batch_size=4))
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
+    for column in COLUMNS:
+        assert batches[0][column].dtype == torch.int64
+        assert torch.equal(batches[0][column], torch.tensor(dataset[:4][column]))
+
+
+@pytest.mark.parametrize("style", [None, "torch", "numpy"])
+def test_default_collator_reads_int64(name, style):
+    dataset = load_task(name, num_examples=4).with_format(style)
+    batch = default_data_collator([dataset[i] for i in range(4)])
+    task = get_task(name)
+    embedded = torch.nn.Embedding(task.vocab_size, task.vocab_size // 1024 + 1)(batch["input_ids"])
+    assert embedded.shape[:2] == (4, task.sequence_length)
+    logits = torch.zeros(4 * task.sequence_length, task.vocab_size)
+    loss = torch.nn.functional.cross_entropy(logits, batch["labels"].ravel(), ignore_index=IGNORE_INDEX)
+    assert loss.item() == pytest.approx(np.log(task.vocab_size), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"split": "valid"}, ("split='valid'", "did you mean validation", "train")),
+        ({"split": None}, ("split=None", "choose from train, validation, test")),
+        ({"seed": -1}, ("seed=-1", "from 0")),
+        ({"seed": 2**64}, (f"seed={2**64}", "2**64 - 1")),
+        ({"seed": 0.5}, ("seed=0.5", "integer")),
+        ({"num_examples": 0}, ("num_examples=0", "from 1")),
+        ({"num_examples": -5}, ("num_examples=-5", "from 1")),
+        ({"num_examples": 2.0}, ("num_examples=2.0", "integer")),
+        ({"vocab_siz": 9}, ("vocab_siz=9", "did you mean vocab_size")),
+        ({"vocab_size": "9"}, ("vocab_size='9'", "give int, not str")),
+        ({"sequence_length": 0}, ("sequence_length=0", "give 1 to")),
+        ({"vocab_size": 2**31}, ("vocab_size=2147483648", "give 1 to")),
+    ],
+)
+def test_errors_name_field_value_and_remedy(name, arguments, parts):
+    with pytest.raises(ValueError, match="=") as error:
+        load_task(name, **arguments)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_ranges_are_checked(name):
+    with pytest.raises(ValueError, match="start=-1: give an integer from 0"):
+        get_task(name).generate("train", 0, -1, 3)
+    with pytest.raises(ValueError, match="stop=2: give an integer from 3"):
+        get_task(name).generate("train", 0, 3, 2)
+
+
+def test_unknown_names_offer_the_closest(name):
+    with pytest.raises(ValueError, match=f"task='{name}x': unknown; did you mean {name}") as error:
+        get_task(name + "x")
+    assert ", ".join(list_tasks()) in str(error.value)
+
+
+def test_every_size_changes_the_examples(name):
+    """No dead field: each has another value under which the first examples differ."""
+    task = get_task(name)
+    hashes = {task.data_hash("train", 0, 8)}
+    for field in fields(task):
+        changed = replace(task, **{field.name: task.alternatives()[field.name]})
+        hashes.add(changed.data_hash("train", 0, 8))
+    assert len(hashes) == 1 + len(fields(task))

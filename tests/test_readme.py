@@ -1,0 +1,78 @@
+"""The documents keep their promises: the Python in them runs, and what their commands and links name exists."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"[\w./*-]+\.(?:py|sh|ya?ml|toml|txt)")
+
+
+def blocks(document: Path, language: str) -> list[re.Match]:
+    """The fenced blocks of a document that are written in `language`."""
+    return [block for block in BLOCK.finditer(document.read_text()) if block["language"] == language]
+
+
+def each(documents: list[Path]) -> pytest.MarkDecorator:
+    """Run a test once per document, under the document's name."""
+    return pytest.mark.parametrize("document", documents, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def python_script(document: Path) -> str:
+    """All Python blocks as one script, each on the lines it has in the document, so that a traceback points there."""
+    lines: list[str] = []
+    for block in blocks(document, "python"):
+        first_line = document.read_text().count("\n", 0, block.start("code"))
+        lines += [""] * (first_line - len(lines)) + block["code"].splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of every command in the bash blocks, continuation lines joined and comments left out."""
+    code = "".join(block["code"] for block in blocks(document, "bash")).replace("\\\n", " ")
+    return [words for line in code.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@each([document for document in DOCUMENTS if blocks(document, "python")])
+def test_python_blocks_run_in_one_fresh_process(document: Path, tmp_path: Path) -> None:
+    script = tmp_path / f"{document.name}.py"
+    script.write_text(python_script(document))
+    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, f"the Python in {document.name} does not run:\n{run.stderr}"
+
+
+@each(DOCUMENTS)
+def test_commands_name_things_that_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("scripts", {})
+    for words in commands(document):
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, f"no such make target: {words}"
+        if words[0].startswith("dsf-"):
+            assert words[0] in scripts, f"not an entry point of pyproject.toml: {words}"
+        for word in words:
+            if FILE.fullmatch(word):
+                assert any(ROOT.glob(word)), f"{word} does not exist: {words}"
+            if word.startswith("scripts/"):
+                assert os.access(ROOT / word, os.X_OK), f"{word} cannot be executed"
+
+
+@each(DOCUMENTS)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), f"broken link in {document.name}: {target}"
+
+
+def test_readme_has_a_row_for_every_architecture() -> None:
+    import dsf_models
+
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == dsf_models.list_architectures()

@@ -1,0 +1,1 @@
+"""Training of the zoo's models with Accelerate; `train.py` is the entry point."""

@@ -1,0 +1,312 @@
+"""Everything that a run can be told: one dataclass per section of the YAML file, and the command line that fills them.
+
+The sections are `run` (folder and seed), `model` (architecture and its configuration fields), `task` (what is learned),
+`optimizer`, `schedule`, `training` (the loop) and `tracker`. A YAML file gives them, `--section.field value` overrides.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from dsf_models.hub.suggestions import closest
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class UsageError(ValueError):
+    """Something that whoever started the run can put right; the message names the field, its value and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run lives and what it starts from."""
+
+    output_dir: str
+    """Folder of this run: checkpoints, metrics, records and the final model. One run per folder."""
+
+    seed: int = 0
+    """Seed of the initial weights, of the order of the training examples and of dropout."""
+
+    resume: bool = False
+    """Continue the run in `output_dir` from its last checkpoint; a run without a checkpoint starts at step 0."""
+
+    overwrite: bool = False
+    """Delete the run in `output_dir` and start again."""
+
+    def __post_init__(self) -> None:
+        _require(self.output_dir != "", "run.output_dir", self.output_dir, "give a folder name")
+        _require(0 <= self.seed < 2**32, "run.seed", self.seed, "use an integer from 0 to 2**32 - 1")
+        if self.resume and self.overwrite:
+            raise UsageError("run.resume and run.overwrite are both true, which contradict each other: give one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which examples the model learns from, is selected by and is tested on."""
+
+    name: str
+    """Name of a task of `dsf_models.tasks`."""
+
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Sizes of the task, such as its sequence length; the task's own defaults where left out."""
+
+    seed: int = 0
+    """Seed of the examples; apart from `run.seed`, so that both can be varied alone."""
+
+    train_examples: int = 20_000
+    """Examples in the training split, which is passed through in a new order in every epoch."""
+
+    validation_examples: int = 1_000
+    """Examples in the split that selects the weights and stops the run."""
+
+    test_examples: int = 1_000
+    """Examples in the split that is looked at once, with the selected weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_examples", "validation_examples", "test_examples"):
+            _require(getattr(self, name) > 0, f"task.{name}", getattr(self, name), "use at least 1")
+        _require(self.seed >= 0, "task.seed", self.seed, "use an integer of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; norms, biases and the parameters of Λ are never decayed."""
+
+    learning_rate: float = 1e-3
+    """Highest learning rate, reached at the end of the warm-up."""
+
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the averages of the gradient and of its square."""
+
+    epsilon: float = 1e-8
+    """Added to the root of the averaged square."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "use a positive number")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or a positive number")
+        _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "use two numbers in [0, 1)")
+        _require(self.epsilon > 0, "optimizer.epsilon", self.epsilon, "use a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up, then half a cosine down to a fraction of the highest learning rate."""
+
+    warmup_steps: int = 100
+    """Steps of the warm-up; 0 starts at the highest learning rate."""
+
+    final_ratio: float = 0.1
+    """Learning rate of the last step, as a fraction of the highest; 1 keeps it constant."""
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "use 0 or more")
+        _require(0 <= self.final_ratio <= 1, "schedule.final_ratio", self.final_ratio, "use a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loop: how much is learned at once, for how long, and what is looked at on the way."""
+
+    batch_size: int = 64
+    """Examples per optimiser step over all processes and accumulated parts together."""
+
+    max_steps: int = 1_000
+    """Optimiser steps at most."""
+
+    gradient_accumulation_steps: int = 1
+    """Parts that each process splits its share of a batch into; changes memory, not the result."""
+
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them alone."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward pass; fp16 needs an accelerator."""
+
+    eval_batch_size: int = 256
+    """Examples per forward pass of an evaluation and process; changes memory, not the result."""
+
+    log_every: int = 10
+    """Steps between two records of the training loss."""
+
+    eval_every: int = 100
+    """Steps between two evaluations on the validation split; the last step is always evaluated."""
+
+    checkpoint_every: int = 100
+    """Steps between two checkpoints; the last step always leaves one."""
+
+    keep_checkpoints: int = 2
+    """Number of checkpoints kept; the selected weights are kept besides."""
+
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better one; null never does."""
+
+    target_accuracy: float | None = None
+    """Stop once the validation accuracy reaches this fraction; null never does."""
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            _require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "use at least 1")
+        if self.max_grad_norm is not None:
+            _require(self.max_grad_norm > 0, "training.max_grad_norm", self.max_grad_norm, "use more than 0, or null")
+        if self.patience is not None:
+            _require(self.patience > 0, "training.patience", self.patience, "use at least 1, or null")
+        if self.target_accuracy is not None:
+            accuracy = self.target_accuracy
+            _require(0 < accuracy <= 1, "training.target_accuracy", accuracy, "use a fraction up to 1, or null")
+
+
+_COUNTS = (
+    "batch_size",
+    "max_steps",
+    "gradient_accumulation_steps",
+    "eval_batch_size",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerConfig:
+    """Where metrics go besides `metrics.jsonl`."""
+
+    name: str = "tensorboard"
+    """An Accelerate tracker ("tensorboard", "trackio", "wandb", …), or "none"."""
+
+    project: str = "dsf_models"
+    """Name of the project in the tracker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    run: RunConfig
+    """Where the run lives and what it starts from."""
+
+    model: dict[str, Any]
+    """`architecture`, a name of `dsf_models.list_architectures()`, and any field of its configuration class."""
+
+    task: TaskConfig
+    """What is learned."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the steps."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop."""
+
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """Where metrics go besides `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model.get("architecture"), str):
+            raise UsageError("model.architecture is missing: name one of dsf_models.list_architectures().")
+        steps, warmup = self.training.max_steps, self.schedule.warmup_steps
+        _require(warmup < steps, "schedule.warmup_steps", warmup, f"use less than training.max_steps ({steps})")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Read the run's configuration from YAML files and overrides.
+
+    Args:
+        arguments: command line without the program's name; None reads that of this process.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        UsageError: for an unreadable file, an unknown key (naming the closest known one), a value of the wrong type
+            or out of range, and a missing one.
+    """
+    parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the sections; may be repeated.")
+    parser.add_class_arguments(TrainConfig)
+    try:
+        parsed = parser.parse_args(arguments)
+        parsed.pop("config")
+        return TrainConfig(**vars(parser.instantiate(parsed)))
+    except ArgumentError as error:
+        raise UsageError(_explain(str(error))) from error
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values (tuples as lists), in the layout of the YAML files."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def config_to_yaml(config: TrainConfig) -> str:
+    """The resolved configuration as YAML, which `parse_config` reads back to an equal one."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two configurations differ, each as `section.field: old -> new`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return found
+
+
+def known_keys(section: type = TrainConfig, prefix: str = "") -> list[str]:
+    """Every key of the YAML files, dotted."""
+    keys: list[str] = []
+    types = get_type_hints(section)
+    for item in fields(section):
+        if is_dataclass(types[item.name]):
+            keys += known_keys(types[item.name], f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one of this project's own YAML records.
+
+    Raises:
+        UsageError: where the file is not one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no sections.")
+    return content
+
+
+_UNKNOWN_KEY = (
+    r"Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'",
+    r"Option '(?P<option>[^']+)' is not accepted",
+    r"unrecognized arguments: --(?P<option>[^\s=]+)",
+)
+
+
+def _explain(message: str) -> str:
+    for pattern in _UNKNOWN_KEY:
+        if match := re.search(pattern, message):
+            key = ".".join(part for part in match.groupdict().values() if part)
+            return f"Unknown key {key!r}. {closest(key, known_keys())}"
+    return re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", message)
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UsageError(f"{name} is {value!r}: {remedy}.")
