@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from dsf_models.hub.files import new_folder, remove_folder, unfinished_name, write_json
-from training.config import UsageError
+from dsf_models.hub.usage import UsageError
 from training.metrics import Score
 
 _MANIFEST = "manifest.json"

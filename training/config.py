@@ -5,7 +5,6 @@ The sections are `run` (folder and seed), `model` (architecture and its configur
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,13 +13,9 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from dsf_models.hub.suggestions import closest
+from dsf_models.hub.usage import UsageError, explain_parser_error
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-class UsageError(ValueError):
-    """Something that whoever started the run can put right; the message names the field, its value and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +235,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         parsed.pop("config")
         return TrainConfig(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
-        raise UsageError(_explain(str(error))) from error
+        raise UsageError(explain_parser_error(str(error), known_keys())) from error
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -290,21 +285,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no sections.")
     return content
-
-
-_UNKNOWN_KEY = (
-    r"Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'",
-    r"Option '(?P<option>[^']+)' is not accepted",
-    r"unrecognized arguments: --(?P<option>[^\s=]+)",
-)
-
-
-def _explain(message: str) -> str:
-    for pattern in _UNKNOWN_KEY:
-        if match := re.search(pattern, message):
-            key = ".".join(part for part in match.groupdict().values() if part)
-            return f"Unknown key {key!r}. {closest(key, known_keys())}"
-    return re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", message)
 
 
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:

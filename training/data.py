@@ -8,8 +8,9 @@ import datasets
 import numpy as np
 import torch
 
+from dsf_models.hub.usage import UsageError
 from dsf_models.tasks import get_task, load_task
-from training.config import TaskConfig, UsageError
+from training.config import TaskConfig
 
 IGNORED = -100
 """Label of a position that is not scored."""

@@ -16,8 +16,8 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from dsf_models.hub.suggestions import closest
-from training.config import TrainConfig, UsageError
+from dsf_models.hub.usage import UsageError, closest
+from training.config import TrainConfig
 
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -77,7 +77,7 @@ def check_process_count(running: int, asked_for: int) -> None:
     """Refuse a launch that asked for several processes and got another number."""
     if running != asked_for:
         raise UsageError(
-            f"The launch asked for {asked_for} processes and got {running} (without GPUs, `accelerate launch` starts one "
+            f"The launch asked for {asked_for} processes and got {running} (without GPUs `accelerate launch` starts one, "
             f"whatever it is told). Use: torchrun --nproc_per_node {asked_for} training/train.py …"
         )
 

@@ -8,8 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import dsf_models
-from dsf_models.hub.suggestions import closest
-from training.config import UsageError
+from dsf_models.hub.usage import UsageError, closest
 
 _SET_BY_TASK = ("vocab_size", "label_alignment")
 

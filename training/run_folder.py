@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dsf_models.hub.files import remove_folder, write_json, write_text
 from dsf_models.hub.provenance import environment_facts
-from training.config import TrainConfig, UsageError, config_to_dict, config_to_yaml, differences, read_yaml
+from dsf_models.hub.usage import UsageError
+from training.config import TrainConfig, config_to_dict, config_to_yaml, differences, read_yaml
 
 _CONFIG = "config.yaml"
 _ENVIRONMENT = "environment.json"

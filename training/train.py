@@ -27,8 +27,9 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dsf_models.hub.usage import UsageError
 from training.checkpoint import Progress, best_folder, last_checkpoint, load_checkpoint, save_best, save_checkpoint
-from training.config import TrainConfig, UsageError, config_to_dict, parse_config
+from training.config import TrainConfig, config_to_dict, parse_config
 from training.data import IGNORED, TaskData, load_data, parts_of_process
 from training.launch import build_accelerator
 from training.metrics import MetricsLog, Score, score_split

@@ -1,7 +1,7 @@
 """What every task owes its users, for each task of the registry."""
 
 import json
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, replace
 from hashlib import sha256
 
 import numpy as np
@@ -34,7 +34,7 @@ def test_examples_depend_on_their_address_alone(name):
     task, other = get_task(name), get_task(name)
     whole = task.generate("train", 3, 0, 500)
     for start, stop in ((400, 500), (0, 1), (499, 500), (77, 311), (200, 200)):
-        np.random.seed(start)  # noqa: NPY002
+        np.random.seed(start)
         torch.manual_seed(start)
         other.generate("test", start, 0, 10)
         part = task.generate("train", 3, start, stop)
@@ -43,9 +43,9 @@ def test_examples_depend_on_their_address_alone(name):
 
 
 def test_generation_leaves_the_global_generators_alone(name):
-    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     load_task(name, num_examples=5)
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
@@ -95,7 +95,7 @@ def test_groups_have_one_value_per_scored_position(name):
         assert facet.shape == ((columns["labels"] != IGNORE_INDEX).sum(),)
 
 
-def test_tasks_are_frozen_documented_values(name):
+def test_tasks_are_frozen(name):
     task = get_task(name)
     assert hash(task) == hash(replace(task))
     with pytest.raises(FrozenInstanceError):
@@ -179,13 +179,3 @@ def test_unknown_names_offer_the_closest(name):
     with pytest.raises(ValueError, match=f"task='{name}x': unknown; did you mean {name}") as error:
         get_task(name + "x")
     assert ", ".join(list_tasks()) in str(error.value)
-
-
-def test_every_size_changes_the_examples(name):
-    """No dead field: each has another value under which the first examples differ."""
-    task = get_task(name)
-    hashes = {task.data_hash("train", 0, 8)}
-    for field in fields(task):
-        changed = replace(task, **{field.name: task.alternatives()[field.name]})
-        hashes.add(changed.data_hash("train", 0, 8))
-    assert len(hashes) == 1 + len(fields(task))

@@ -65,7 +65,7 @@ class LinearAttentionMixer(DSFMixer):
         Intended spectrum at step 0: q and k are near 0, so that η_i grows like i and λ_i = η_{i-1} / η_i is near i / (i + 1).
         """
         width = self.num_heads * self.state_size
-        q, k, v = conv_out.split([width, width, self.config.inner_size], dim=-1)
+        q, k, v = conv_out.split([width, width, self.inner_size], dim=-1)
         return DSFSystem(
             u=v.unflatten(-1, (self.num_heads, self.head_dim)),
             B=_features(k).unflatten(-1, (self.num_heads, self.state_size)),

@@ -78,7 +78,12 @@ class SoftmaxAttentionConfig(DSFConfig):
             self.num_key_value_heads,
             f"must divide num_heads={self.num_heads}.",
         )
-        require(0 <= self.attention_dropout < 1, "attention_dropout", self.attention_dropout, "give a probability in [0, 1).")
+        require(
+            0 <= self.attention_dropout < 1,
+            "attention_dropout",
+            self.attention_dropout,
+            "give a probability in [0, 1).",
+        )
         require(
             self.position_embedding != "rope" or self.state_size % 2 == 0,
             "state_size",
@@ -97,9 +102,15 @@ class SoftmaxAttentionMixer(DSFMixer):
         self.num_key_value_groups = config.num_heads // config.num_key_value_heads
         self.scaling = config.state_size**-0.5
         self.is_causal = True
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.state_size, bias=config.use_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.state_size, bias=config.use_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=config.use_bias)
+        self.attention_dropout = config.attention_dropout
+        self.split_sizes = [
+            config.num_heads * config.state_size,
+            config.num_key_value_heads * config.state_size,
+            config.num_key_value_heads * config.head_dim,
+        ]
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(config.hidden_size, width, bias=config.use_bias) for width in self.split_sizes
+        )
 
     @classmethod
     def conv_width(cls, config: SoftmaxAttentionConfig) -> int:
@@ -112,13 +123,11 @@ class SoftmaxAttentionMixer(DSFMixer):
 
     def heads(self, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Split q (b, t, h, n), k (b, t, g, n), v (b, t, g, p), and rotate q and k where positions are rotary."""
-        config = self.config
-        keys = config.num_key_value_heads * config.state_size
-        q, k, v = qkv.split([config.num_heads * config.state_size, keys, config.num_key_value_heads * config.head_dim], dim=-1)
-        q, k = (x.unflatten(-1, (-1, config.state_size)) for x in (q, k))
+        q, k, v = qkv.split(self.split_sizes, dim=-1)
+        q, k = (x.unflatten(-1, (-1, self.state_size)) for x in (q, k))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return q, k, v.unflatten(-1, (-1, config.head_dim))
+        return q, k, v.unflatten(-1, (-1, self.head_dim))
 
     def forward(
         self,
@@ -146,7 +155,7 @@ class SoftmaxAttentionMixer(DSFMixer):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.config.attention_dropout if self.training else 0.0
+        dropout = self.attention_dropout if self.training else 0.0
         y, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.finish(y.flatten(2), hidden), weights
 

@@ -32,7 +32,14 @@ from ..backbone import (
 )
 from ..system import DSFSystem, ScalarDecay
 
-__all__ = ["SSDConfig", "SSDForCausalLM", "SSDForSequenceClassification", "SSDForTokenClassification", "SSDMixer", "SSDModel"]
+__all__ = [
+    "SSDConfig",
+    "SSDForCausalLM",
+    "SSDForSequenceClassification",
+    "SSDForTokenClassification",
+    "SSDMixer",
+    "SSDModel",
+]
 
 
 @strict
@@ -63,7 +70,14 @@ class SSDConfig(DSFConfig):
     @classmethod
     def minimal(cls, **fields: Any) -> "SSDConfig":
         """Return the strict form of the DSF paper: one scalar Δ_i and one a for all states, no convolution, gate or norm."""
-        strict_form = {"num_heads": 1, "expand": 1, "conv_kernel": 0, "gate": "none", "output_norm": "none", "a_init_range": (1.0, 1.0)}
+        strict_form = {
+            "num_heads": 1,
+            "expand": 1,
+            "conv_kernel": 0,
+            "gate": "none",
+            "output_norm": "none",
+            "a_init_range": (1.0, 1.0),
+        }
         return cls(**{**strict_form, **fields})
 
     def validate_architecture(self) -> None:
@@ -100,7 +114,9 @@ class SSDMixer(DSFMixer):
     def __init__(self, config: SSDConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.n_groups = config.n_groups
-        self.in_proj = nn.Linear(config.hidden_size, self.conv_width(config) + config.num_heads, bias=config.use_bias)
+        self.time_step_limit = config.time_step_limit
+        self.split_sizes = [self.conv_width(config), config.num_heads]
+        self.in_proj = nn.Linear(config.hidden_size, sum(self.split_sizes), bias=config.use_bias)
         self.A_log = nn.Parameter(torch.empty(config.num_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
         self.D = nn.Parameter(torch.empty(config.num_heads))
@@ -131,21 +147,21 @@ class SSDMixer(DSFMixer):
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return x, B, C side by side for the convolution, and the pre-activation of Δ (b, t, h), which it does not see."""
-        conv_in, dt = self.in_proj(hidden).split([self.conv_width(self.config), self.num_heads], dim=-1)
+        conv_in, dt = self.in_proj(hidden).split(self.split_sizes, dim=-1)
         return conv_in, dt
 
     def system(self, conv_out: Tensor, rest: Tensor) -> DSFSystem:
         """Return λ_i = exp(-Δ_i a), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
         shared = self.n_groups * self.state_size
-        x, B, C = conv_out.split([self.config.inner_size, shared, shared], dim=-1)
+        x, B, C = conv_out.split([self.inner_size, shared, shared], dim=-1)
         delta = F.softplus(rest.to(self.dt_bias.dtype) + self.dt_bias)
-        if self.config.time_step_limit is not None:
-            delta = delta.clamp(*self.config.time_step_limit)
+        if self.time_step_limit is not None:
+            delta = delta.clamp(*self.time_step_limit)
         return DSFSystem(
             u=x.unflatten(-1, (self.num_heads, self.head_dim)),
             B=B.unflatten(-1, (self.n_groups, self.state_size)),
             C=C.unflatten(-1, (self.n_groups, self.state_size)),
-            transition=ScalarDecay(-delta * self.A_log.exp()),
+            transition=ScalarDecay(delta * -self.A_log.exp()),
             D=self.D,
             input_gain=delta,
         )

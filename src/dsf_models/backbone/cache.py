@@ -87,7 +87,9 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
                 torch._dynamo.mark_static_address(self.cumulative_length)
             self.is_initialized = True
 
-    def update(self, key_states: Tensor | None, value_states: Tensor | None, *args: Any, **kwargs: Any) -> tuple[None, None]:
+    def update(
+        self, key_states: Tensor | None, value_states: Tensor | None, *args: Any, **kwargs: Any
+    ) -> tuple[None, None]:
         """Accept the empty update by which DataParallel rebuilds a cache.
 
         Raises:

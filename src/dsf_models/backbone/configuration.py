@@ -148,7 +148,9 @@ class DSFConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
-        self._require_positive("vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size")
+        self._require_positive(
+            "vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size"
+        )
         require(
             self.inner_size == self.expand * self.hidden_size,
             "head_dim",
@@ -156,7 +158,12 @@ class DSFConfig(PreTrainedConfig):
             f"num_heads · head_dim = {self.inner_size} but expand · hidden_size = {self.expand * self.hidden_size:g}; "
             "change one of num_heads, head_dim, expand, or leave head_dim out.",
         )
-        require(self.conv_kernel == 0 or self.conv_kernel >= 2, "conv_kernel", self.conv_kernel, "use 0 (none) or at least 2 taps.")
+        require(
+            self.conv_kernel == 0 or self.conv_kernel >= 2,
+            "conv_kernel",
+            self.conv_kernel,
+            "use 0 (none) or at least 2 taps.",
+        )
         self._require_activation("gate", allow_none=True)
         self._require_activation("hidden_act")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
@@ -171,7 +178,12 @@ class DSFConfig(PreTrainedConfig):
 
     def _validate_positions(self) -> None:
         limit = self.max_position_embeddings
-        require(limit is None or limit > 0, "max_position_embeddings", limit, "give a positive length, or None for no limit.")
+        require(
+            limit is None or limit > 0,
+            "max_position_embeddings",
+            limit,
+            "give a positive length, or None for no limit.",
+        )
         require(
             self.position_embedding != "learned" or limit is not None,
             "position_embedding",

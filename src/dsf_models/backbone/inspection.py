@@ -56,11 +56,15 @@ class InspectionMixin:
         phi = mixer.observed_system(*args, **kwargs).transfer_matrix()
         return _in_slot_order(phi, args[1])
 
-    def _observe(self, input_ids: Tensor | None, inputs: dict[str, Any]) -> list[tuple[DSFMixer, tuple, dict[str, Any]]]:
+    def _observe(
+        self, input_ids: Tensor | None, inputs: dict[str, Any]
+    ) -> list[tuple[DSFMixer, tuple, dict[str, Any]]]:
         """Run the model once and return every mixer with the arguments it was called with."""
         for name in ("past_key_values", "cache"):
             if inputs.get(name) is not None:
-                raise ValueError(f"{name} is given: the system of a layer is that of a whole sequence; pass all tokens instead.")
+                raise ValueError(
+                    f"{name} is given: the system of a layer is that of a whole sequence; pass all tokens instead."
+                )
         seen: list[tuple[DSFMixer, tuple, dict[str, Any]]] = []
         hooks = [
             block.token_mixer.register_forward_pre_hook(

@@ -13,7 +13,15 @@ from ..engine import causal_convolution
 from .configuration import DSFConfig
 from .layout import TokenLayout
 
-__all__ = ["GatedChannelMixer", "GroupRMSNorm", "LearnedPositions", "MLPChannelMixer", "ShortConvolution", "build_channel_mixer", "build_norm"]
+__all__ = [
+    "GatedChannelMixer",
+    "GroupRMSNorm",
+    "LearnedPositions",
+    "MLPChannelMixer",
+    "ShortConvolution",
+    "build_channel_mixer",
+    "build_norm",
+]
 
 
 def build_norm(config: DSFConfig, width: int) -> nn.Module:
@@ -78,21 +86,33 @@ class ShortConvolution(nn.Module):
         if self.bias is not None:
             init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, layout: TokenLayout, window: Tensor | None = None) -> Tensor:
-        """Convolve gathered tokens x (b, t, d) after the cached window (b, K - 1, d)."""
-        taps = self.weight.squeeze(1).t()
-        return self.activation(causal_convolution(x, taps, self.bias, window, layout.starts))
+    def forward(self, x: Tensor, layout: TokenLayout, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve gathered tokens.
 
-    def next_window(self, x: Tensor, layout: TokenLayout, window: Tensor | None = None) -> Tensor:
-        """Return the last K - 1 inputs before the next token, (b, K - 1, d): zeros where an earlier document lies."""
-        keep, length = self.kernel_size - 1, x.shape[1]
-        past = x.new_zeros(x.shape[0], keep, x.shape[2]) if window is None else window.to(x.dtype)
+        Args:
+            x: (b, t, d).
+            layout: lengths and document starts of the rows.
+            window: the K - 1 inputs before x, (b, K - 1, d); None for zeros.
+
+        Returns:
+            The outputs (b, t, d), and the window before the next token (b, K - 1, d): zeros where an earlier document lies.
+        """
+        past = x.new_zeros(x.shape[0], self.kernel_size - 1, x.shape[2]) if window is None else window.to(x.dtype)
         inputs = torch.cat([past, x], dim=1)
+        taps = self.weight.squeeze(1).t()
+        y = self.activation(causal_convolution(inputs, taps, self.bias, layout.starts))
+        return y, self._next_window(inputs, layout)
+
+    def _next_window(self, inputs: Tensor, layout: TokenLayout) -> Tensor:
+        keep = self.kernel_size - 1
         if layout.lengths is None and layout.starts is None:
-            return inputs[:, length:]
-        lengths = torch.full((x.shape[0],), length, device=x.device) if layout.lengths is None else layout.lengths
-        slots = lengths[:, None] + torch.arange(keep, device=x.device)
-        tail = inputs.gather(1, slots[..., None].expand(-1, -1, x.shape[2]))
+            return inputs[:, -keep:]
+        length = inputs.shape[1] - keep
+        lengths = layout.lengths
+        if lengths is None:
+            lengths = torch.full((inputs.shape[0],), length, device=inputs.device)
+        slots = lengths[:, None] + torch.arange(keep, device=inputs.device)
+        tail = inputs.gather(1, slots[..., None].expand(-1, -1, inputs.shape[2]))
         if layout.starts is None:
             return tail
         document = F.pad(layout.starts.long().cumsum(1), (keep, 0))
@@ -107,7 +127,9 @@ class MLPChannelMixer(nn.Module):
         super().__init__()
         width, bias = config.intermediate_size, config.mlp_bias
         self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.hidden_projs = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(config.channel_mixer_depth - 1))
+        self.hidden_projs = nn.ModuleList(
+            nn.Linear(width, width, bias=bias) for _ in range(config.channel_mixer_depth - 1)
+        )
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
         self.activation = ACT2FN[config.hidden_act]
 

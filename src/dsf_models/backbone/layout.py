@@ -137,7 +137,9 @@ def _documents(
         return seq_idx.expand(batch, -1)
     if cu_seq_lens is not None:
         if batch != 1:
-            raise ValueError(f"cu_seq_lens describes one packed row, but input_ids has {batch} rows: pass seq_idx instead.")
+            raise ValueError(
+                f"cu_seq_lens describes one packed row, but input_ids has {batch} rows: pass seq_idx instead."
+            )
         slots = torch.arange(length, device=cu_seq_lens.device)
         return torch.searchsorted(cu_seq_lens, slots.to(cu_seq_lens.dtype), right=True)[None]
     if position_ids is not None:

@@ -42,10 +42,14 @@ class DSFMixer(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        # Sizes are read once: attribute access on a configuration costs microseconds, and decoding counts them.
         self.num_heads, self.head_dim, self.state_size = config.num_heads, config.head_dim, config.state_size
+        self.inner_size = config.inner_size
         self.conv = None
         if config.conv_kernel:
-            self.conv = ShortConvolution(self.conv_width(config), config.conv_kernel, config.conv_bias, self.conv_activation)
+            self.conv = ShortConvolution(
+                self.conv_width(config), config.conv_kernel, config.conv_bias, self.conv_activation
+            )
         self.gate_proj = None
         if config.gate != "none":
             self.gate_proj = nn.Linear(config.hidden_size, config.inner_size, bias=config.use_bias)
@@ -112,10 +116,10 @@ class DSFMixer(nn.Module):
         """Apply the short convolution (where there is one) to gathered tokens, reading and writing the cached window."""
         if self.conv is None:
             return conv_in
-        window = layer.read_window() if layer is not None else None
-        out = self.conv(conv_in, layout, window)
-        if layer is not None:
-            layer.write_window(self.conv.next_window(conv_in, layout, window))
+        if layer is None:
+            return self.conv(conv_in, layout)[0]
+        out, window = self.conv(conv_in, layout, layer.read_window())
+        layer.write_window(window)
         return out
 
     def finish(self, y: Tensor, hidden: Tensor) -> Tensor:

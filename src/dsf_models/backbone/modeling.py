@@ -81,10 +81,13 @@ class DSFBlock(GradientCheckpointingLayer):
     def forward(self, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None, **kwargs: Any) -> Tensor:
         """Map the residual stream (b, t, d) to (b, t, d)."""
         mixed, _ = self.token_mixer(self.norm(hidden), layout, cache=cache, **kwargs)
-        hidden = hidden + self.dropout(mixed)
+        hidden = hidden + self._drop(mixed)
         if self.channel_mixer is not None:
-            hidden = hidden + self.dropout(self.channel_mixer(self.channel_norm(hidden)))
+            hidden = hidden + self._drop(self.channel_mixer(self.channel_norm(hidden)))
         return hidden
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return self.dropout(branch) if self.training else branch
 
 
 class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
@@ -129,6 +132,7 @@ class DSFModel(DSFPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
+        self.layer_types = config.layer_types
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -188,7 +192,7 @@ class DSFModel(DSFPreTrainedModel):
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
         hidden = self.dropout(hidden)
-        for block, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+        for block, layer_type in zip(self.layers, self.layer_types, strict=True):
             hidden = block(
                 hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs
             )
@@ -217,7 +221,7 @@ class DSFModel(DSFPreTrainedModel):
         if isinstance(attention_mask, dict):
             return {"dsf_state": None, **attention_mask}, None
         if attention_mask is not None and attention_mask.ndim != 2:
-            only_attention = set(self.config.layer_types) <= {"full_attention"}
+            only_attention = set(self.layer_types) <= {"full_attention"}
             if attention_mask.ndim != 4 or not only_attention:
                 raise ValueError(
                     f"attention_mask has {attention_mask.ndim} dimensions: give a padding mask (batch, length); a recurrent layer "
@@ -234,7 +238,7 @@ class DSFModel(DSFPreTrainedModel):
         cache: Cache | None,
         layout: TokenLayout,
     ) -> None:
-        for layer_type in sorted(set(self.config.layer_types) & set(ATTENTION_LAYER_TYPES)):
+        for layer_type in sorted(set(self.layer_types) & set(ATTENTION_LAYER_TYPES)):
             if layer_type in masks:
                 continue
             if layout.documents is not None and cache is not None:
@@ -309,7 +313,9 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             aligned = self._aligned_labels(labels, label_alignment or self.config.label_alignment)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **aligned, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **aligned, **kwargs
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -320,7 +326,9 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
 
     def _aligned_labels(self, labels: Tensor, alignment: str) -> dict[str, Tensor]:
         if alignment not in ("next", "same"):
-            raise ValueError(f'label_alignment={alignment!r}: use "next" (shifted by the loss) or "same" (already aligned).')
+            raise ValueError(
+                f'label_alignment={alignment!r}: use "next" (shifted by the loss) or "same" (already aligned).'
+            )
         return {"shift_labels": labels} if alignment == "same" else {}
 
 
@@ -429,6 +437,8 @@ def base_model_class(head_class: type[DSFPreTrainedModel]) -> type[DSFModel]:
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in _FORWARD_KEYWORDS:
-            close = difflib.get_close_matches(name, [*_FORWARD_KEYWORDS, "attention_mask", "position_ids", "seq_idx"], n=1)
+            close = difflib.get_close_matches(
+                name, [*_FORWARD_KEYWORDS, "attention_mask", "position_ids", "seq_idx"], n=1
+            )
             hint = f"; did you mean {close[0]}?" if close else "."
             raise TypeError(f"forward got an unknown keyword {name!r}{hint}")

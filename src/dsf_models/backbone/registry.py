@@ -54,7 +54,9 @@ def register_architecture(architecture: Architecture) -> None:
     if not model_type.startswith("dsf_"):
         raise ValueError(f'model_type={model_type!r}: an architecture\'s model_type is "dsf_" + its name.')
     if architecture.name in _ARCHITECTURES:
-        raise ValueError(f"model_type={model_type!r} is taken by {_ARCHITECTURES[architecture.name].config_class.__name__}.")
+        raise ValueError(
+            f"model_type={model_type!r} is taken by {_ARCHITECTURES[architecture.name].config_class.__name__}."
+        )
     AutoConfig.register(model_type, config_class)
     AutoModel.register(config_class, architecture.model_class)
     AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)

@@ -12,32 +12,24 @@ from torch import Tensor
 __all__ = ["causal_convolution"]
 
 
-def causal_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None = None, starts: Tensor | None = None
-) -> Tensor:
+def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None = None) -> Tensor:
     """Convolve each channel causally over time.
 
     Args:
-        x: inputs (b, t, d).
+        inputs: the window of K - 1 past inputs (zeros at the beginning) followed by the t current ones, (b, K - 1 + t, d).
         weight: taps (K, d), the current token's last.
         bias: (d,) or None.
-        window: the K - 1 inputs before x, (b, K - 1, d); None for zeros.
         starts: (b, t) True where a document starts: no tap reaches across.
 
     Returns:
         (b, t, d).
     """
-    taps = weight.shape[0]
-    if window is None:
-        padded = F.pad(x, (0, 0, taps - 1, 0))
-    else:
-        padded = torch.cat([window.to(x.dtype), x], dim=1)
-    if x.shape[1] == 1 and starts is None:
-        y = (padded * weight).sum(1, keepdim=True)
+    if starts is not None:
+        return _convolve_documents(inputs, weight, bias, starts)
+    if inputs.shape[1] == weight.shape[0]:
+        y = (inputs * weight).sum(1, keepdim=True)
         return y if bias is None else y + bias
-    if starts is None:
-        return _DepthwiseConvolution.apply(padded, weight, bias)
-    return _convolve_documents(padded, weight, bias, starts)
+    return _DepthwiseConvolution.apply(inputs, weight, bias)
 
 
 def _convolve_documents(padded: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor) -> Tensor:
@@ -56,7 +48,9 @@ class _DepthwiseConvolution(torch.autograd.Function):
     """Sum of K shifted products in the (b, t, d) layout: no transposes, one pass over memory a tap."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, padded: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(padded, weight)
         ctx.has_bias = bias is not None
         taps, length = weight.shape[0], padded.shape[1] - weight.shape[0] + 1

@@ -130,7 +130,9 @@ def _carry(local: Tensor, total: Tensor | None, state: Tensor) -> tuple[Tensor, 
     """
     heads, width = state.shape[1], state.shape[-1]
     per_head = local.unflatten(4, (-1, width)).permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
-    decays = [None] * per_head.shape[1] if total is None else total[..., None, None].expand(-1, -1, heads, 1, 1).unbind(1)
+    decays = (
+        [None] * per_head.shape[1] if total is None else total[..., None, None].expand(-1, -1, heads, 1, 1).unbind(1)
+    )
     before = []
     for added, decay in zip(per_head.unbind(1), decays, strict=True):
         before.append(state)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..system import DSFSystem, expand_groups
+from ..system import DSFSystem
 
 __all__ = ["evaluate_recurrent"]
 
@@ -20,12 +20,17 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor
     Returns:
         y (b, t, h, p) and the state after the last real token.
     """
-    num_heads = system.num_heads
     transition = system.effective_transition()
     raw = []
-    B, C = expand_groups(system.B, num_heads), expand_groups(system.C, num_heads)
     for time, drive_bhp in enumerate(system.drive().unbind(1)):
-        b_bhn, c_bhn = B[:, time % B.shape[1]], C[:, time % C.shape[1]]
-        state = torch.addcmul(transition.step(state, time), b_bhn[..., :, None], drive_bhp[..., None, :])
+        b_bhn, c_bhn = _factor(system.B, time, system.num_heads), _factor(system.C, time, system.num_heads)
+        state = torch.addcmul(transition.step(state, time), b_bhn[..., None], drive_bhp[..., None, :])
         raw.append((c_bhn[..., None, :] @ state).squeeze(-2))
-    return system.read(torch.stack(raw, dim=1)), state
+    return system.read(raw[0][:, None] if len(raw) == 1 else torch.stack(raw, dim=1)), state
+
+
+def _factor(factor: Tensor, time: int, num_heads: int) -> Tensor:
+    """Return the factor of one step for every head, (b|1, h|1, n): a single group broadcasts, more are repeated."""
+    step = factor[:, time if factor.shape[1] > 1 else 0]
+    groups = step.shape[1]
+    return step if groups in (1, num_heads) else step.repeat_interleave(num_heads // groups, dim=1)

@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints on the tasks of the zoo; `evaluate.py` is the entry point."""
