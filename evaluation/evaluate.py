@@ -6,6 +6,7 @@
 Any causal language model that the Auto classes load will do. Without `--suite` the task is that of the checkpoint.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -114,7 +115,7 @@ def evaluate(model: PreTrainedModel, name: str, suite: Suite, batch_size: int) -
         "accuracy": accuracy(right, example).to_dict(),
         "row_accuracy": row_accuracy(right, example).to_dict(),
         "by": {facet: accuracy_by(values, right, example) for facet, values in suite.facets.items()},
-        "config": model.config.to_diff_dict(),
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
     }
 
 
@@ -123,7 +124,7 @@ def check_vocabulary(model: PreTrainedModel, name: str, suite: Suite) -> None:
     size = model.get_input_embeddings().num_embeddings
     if size < suite.task.vocab_size:
         raise UsageError(
-            f"--model {name} has a vocabulary of {size} tokens, and {suite.facts['name']} needs {suite.task.vocab_size}: "
+            f"--model {name} has a vocabulary of {size} tokens, but {suite.facts['name']} has {suite.task.vocab_size}: "
             f"give --sizes.vocab_size {size} or less."
         )
 

@@ -25,7 +25,7 @@ def draw(results: Mapping[str, Any], facet: str, path: Path) -> None:
         path: PNG file to write.
     """
     models = results["models"]
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 5.0), layout="constrained")
     for i, model in enumerate(models):
         _draw_model(axes, model, facet, i, offset=_DODGE * (i - (len(models) - 1) / 2))
     _draw_baselines(axes, results["suite"])
@@ -67,4 +67,4 @@ def _label(axes: Axes, suite: Mapping[str, Any], facet: str, bins: Sequence[Mapp
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{suite['name']}: accuracy by {facet}, {suite['num_examples']:,} {suite['split']} examples")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)

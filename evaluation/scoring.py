@@ -106,7 +106,7 @@ def row_accuracy(right: np.ndarray, example: np.ndarray) -> Proportion:
 
 
 def accuracy_by(values: np.ndarray, right: np.ndarray, example: np.ndarray) -> list[dict[str, Any]]:
-    """Accuracy in bins of a facet that double in width: 0, 1, 2–3, 4–7, 8–15, …
+    """Accuracy in bins of a facet that double in width: 0, 1, 2–3, 4–7, 8–15 and so on.
 
     Args:
         values: non-negative integers (n,).
@@ -116,7 +116,7 @@ def accuracy_by(values: np.ndarray, right: np.ndarray, example: np.ndarray) -> l
     Returns:
         One entry per bin that holds answers: `from` and `to` (inclusive), and the fields of `Proportion`.
     """
-    # frexp(v) = (m, e) with v = m·2^e and 1/2 <= m < 1, so that e is exactly the bin: 0 for 0, 1 for 1, 2 for 2–3, …
+    # frexp(v) = (m, e) with v = m·2^e and 1/2 <= m < 1: e numbers the bins exactly, 0 for 0, 1 for 1, 2 for 2–3.
     exponents = np.frexp(values.astype(np.float64))[1]
     bins = []
     for exponent in np.unique(exponents):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
 
 @torch.no_grad()
 def state_bytes(model: PreTrainedModel, input_ids: torch.Tensor) -> int | None:
@@ -16,10 +18,11 @@ def state_bytes(model: PreTrainedModel, input_ids: torch.Tensor) -> int | None:
         input_ids: (sequences, length).
 
     Returns:
-        The bytes of all tensors in the cache, divided by the number of sequences; None where the model returns no cache.
+        The bytes of all tensors in the cache, over the number of sequences; None where the model returns no cache.
     """
     outputs = model(input_ids=input_ids, use_cache=True)
-    cache = outputs.get("past_key_values") or outputs.get("cache_params")
+    # Its name depends on the model and on the release of transformers, which warns when asked for the older one.
+    cache = next((outputs[name] for name in tuple(outputs.keys()) if name in _CACHE_NAMES), None)
     if cache is None:
         return None
     tensors = {id(tensor): tensor for layer in cache.layers for tensor in _tensors(vars(layer))}

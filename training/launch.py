@@ -77,8 +77,8 @@ def check_process_count(running: int, asked_for: int) -> None:
     """Refuse a launch that asked for several processes and got another number."""
     if running != asked_for:
         raise UsageError(
-            f"The launch asked for {asked_for} processes and got {running} (without GPUs `accelerate launch` starts one, "
-            f"whatever it is told). Use: torchrun --nproc_per_node {asked_for} training/train.py …"
+            f"The launch asked for {asked_for} processes and got {running} (without GPUs, `accelerate launch` starts "
+            f"one whatever it is told). Use: torchrun --nproc_per_node {asked_for} training/train.py …"
         )
 
 

@@ -1,16 +1,18 @@
 """The Dynamical Systems Framework: one equation, and the choices (Λ, B, C, D) that make an architecture.
 
-    h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i                          h_{-1} = 0 unless a state is given
+    h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i        h_{-1} = 0 unless a state is given
 
-A `DSFSystem` is one realisation of the equation at given inputs, in factored form. Per head the state is a matrix S (n x p):
+A `DSFSystem` is one realisation of the equation at given inputs, in factored form. Per head the state is an n x p
+matrix S:
 
     S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
 
-b_i, c_i are the factors of B_i, C_i that a head's channels share; the input gain s_i (Δ_i, input gates) belongs to B_i and the
-output gain g_i to C_i. `DSFSystem.matrices` multiplies all of it out into the dense matrices of the equation.
+b_i, c_i are the factors of B_i, C_i that a head's channels share; the input gain s_i (Δ_i, input gates) belongs to
+B_i and the output gain g_i to C_i. `DSFSystem.matrices` multiplies all of it out into the dense matrices of the
+equation.
 
-Letters: b batch, t time, h heads, g groups of heads that share B or C, n states per channel, p head width, d = h·p inner width,
-N = d·n size of the whole state.
+Letters: b batch, t time, h heads, g groups of heads that share B or C, n states per channel, p head width, d = h·p
+inner width, N = d·n size of the whole state.
 
 Source: Sieber et al. 2024, "Understanding the Differences in Foundation Models", section 3 (arXiv 2405.15731).
 """
@@ -267,11 +269,13 @@ class DSFSystem:
 
         S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
 
-    Tensors broadcast over batch, time and the heads of a group; they are never expanded. With `normalized` the read-out is
-    divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j (so that Φ's rows sum to one).
+    Tensors broadcast over batch, time and the heads of a group; they are never expanded. With `normalized` the
+    read-out is divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j (so that Φ's rows sum
+    to one).
 
     Raises:
-        DSFSystemError: a tensor's shape or dtype does not fit; the message names the field, its shape and what it needs.
+        DSFSystemError: a tensor's shape or dtype does not fit; the message names the field, its shape and what it
+            needs.
     """
 
     u: Tensor
@@ -303,7 +307,7 @@ class DSFSystem:
         self._check_factor("C", self.C)
         if self.B.shape[-1] != self.C.shape[-1]:
             raise DSFSystemError(
-                f"B has {self.B.shape[-1]} states per channel and C has {self.C.shape[-1]}: their last sizes must be equal."
+                f"B has {self.B.shape[-1]} states per channel and C has {self.C.shape[-1]}: the two must be equal."
             )
         self._check_gain("input_gain", self.input_gain)
         self._check_gain("output_gain", self.output_gain)
@@ -372,7 +376,7 @@ class DSFSystem:
         return torch.arange(self.length, device=self.u.device) >= self.lengths[:, None]
 
     def drive(self) -> Tensor:
-        """Return the driven input s_i * u_i, zero at pads, with the normaliser's column of ones: (b, t, h, p or p + 1)."""
+        """Return the driven input s_i * u_i, zero at pads, with the normaliser's column: (b, t, h, p or p + 1)."""
         drive = self.u if self.input_gain is None else self.u * _as_channel_gain(self.input_gain).to(self.u.dtype)
         if self.normalized:
             ones = torch.ones_like(self.u[..., :1])
@@ -389,7 +393,7 @@ class DSFSystem:
         return self.transition.mask(self.starts, self.padded)
 
     def read(self, raw: Tensor) -> Tensor:
-        """Turn the raw read-out S_i^T c_i (b, t, h, p or p + 1) into y_i: normaliser, output gain, feed-through, pads."""
+        """Turn the raw read-out S_i^T c_i (b, t, h, p or p + 1) into y_i: normaliser, gain, feed-through, pads."""
         if self.normalized:
             raw = raw[..., :-1] / nonzero(raw[..., -1:])
         if self.output_gain is not None:
@@ -480,7 +484,8 @@ class DSFSystem:
 
         Args:
             realisation: "native" (the Λ that the engine applies; attention then has λ = 1) or "normalised" (η inside Λ:
-                λ_i = η_{i-1} / η_i, the papers' form of attention). Default: "normalised" where the system is, else "native".
+                λ_i = η_{i-1} / η_i, the papers' form of attention). Default: "normalised" where the system is, else
+                "native".
 
         Returns:
             `Spectrum` with values (b, t-1, h); at a document start λ = 0.
@@ -576,7 +581,7 @@ def check_gauge(T: Tensor, batch: int, length: int, num_heads: int) -> None:
     """Raise `DSFSystemError` unless T is (b, t + 1, h), positive and finite."""
     if tuple(T.shape) != (batch, length + 1, num_heads):
         raise DSFSystemError(
-            f"T has shape {tuple(T.shape)}; give ({batch}, {length + 1}, {num_heads}): T_{{-1}} … T_{{t-1}} for each head."
+            f"T has shape {tuple(T.shape)}; give ({batch}, {length + 1}, {num_heads}): T_{{-1}} … T_{{t-1}} a head."
         )
     if not bool(((T > 0) & T.isfinite()).all()):
         raise DSFSystemError("T holds an entry that is not positive and finite: a change of basis must be invertible.")
@@ -612,7 +617,7 @@ def _zero_pads(phi: Tensor, padded: Tensor) -> Tensor:
 class SoftmaxSystem:
     """Softmax attention as a system: infinitely many states, so Φ and λ in closed form instead of matrices.
 
-        Φ_ij = exp(s_ij) / η_i        η_i = Σ_{l<=i} exp(s_il)        s_ij = scale · q_i^T k_j        λ_i = η_{i-1} / η_i
+        Φ_ij = exp(s_ij) / η_i      η_i = Σ_{l<=i} exp(s_il)      s_ij = scale · q_i^T k_j      λ_i = η_{i-1} / η_i
 
     `truncated(P)` is the finite `DSFSystem` whose features are the Taylor monomials of exp up to order P.
 

@@ -62,7 +62,8 @@ class LinearAttentionMixer(DSFMixer):
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
         """Return Λ = 1, B_i = I ⊗ φ(k_i), C_i = I ⊗ φ(q_i)^T with the normalised read-out.
 
-        Intended spectrum at step 0: q and k are near 0, so that η_i grows like i and λ_i = η_{i-1} / η_i is near i / (i + 1).
+        Intended spectrum at step 0: q and k are near 0, so that η_i grows like i and λ_i = η_{i-1} / η_i is near i /
+        (i + 1).
         """
         width = self.num_heads * self.state_size
         q, k, v = conv_out.split([width, width, self.inner_size], dim=-1)

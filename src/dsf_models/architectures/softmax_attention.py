@@ -47,7 +47,10 @@ __all__ = [
 
 @strict
 class SoftmaxAttentionConfig(DSFConfig):
-    """Configuration of softmax attention; see `DSFConfig` for the shared fields. state_size is the width of q and k per head."""
+    """Configuration of softmax attention; see `DSFConfig` for the shared fields.
+
+    state_size is the width of queries and keys per head.
+    """
 
     model_type: ClassVar[str] = "dsf_softmax_attention"
     uses_rope: ClassVar[bool] = True
@@ -57,7 +60,7 @@ class SoftmaxAttentionConfig(DSFConfig):
     attention_dropout: float | int = 0.0
     """Dropout of the attention weights."""
     rope_parameters: RopeParameters | dict | None = None
-    """transformers' rotary settings (rope_type, rope_theta, …), for position_embedding="rope". Default: theta 10,000."""
+    """Rotary settings of transformers (rope_type, rope_theta, …), for position_embedding="rope"."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:

@@ -3,8 +3,8 @@
     Λ_i = λ_i I,  λ_i = exp(-Δ_i a)        B_i = Δ_i ⊗ b_i        C_i = I ⊗ c_i^T        D = diag(D)
     Δ_i = softplus(W_Δ u_i + b_Δ),  b_i = W_B u_i,  c_i = W_C u_i,  a = exp(A_log)
 
-The default is the Mamba-2 block (convolution over x, B and C; SiLU gate; gated norm). `SSDConfig.minimal` is the strict form of
-the DSF paper: one head, one a, nothing around it.
+The default is the Mamba-2 block (convolution over x, B and C; SiLU gate; gated norm). `SSDConfig.minimal` is the
+strict form of the DSF paper: one head, one a, nothing around it.
 
 Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024, section 3.3 (arXiv 2405.15731).
 """
@@ -69,7 +69,7 @@ class SSDConfig(DSFConfig):
 
     @classmethod
     def minimal(cls, **fields: Any) -> "SSDConfig":
-        """Return the strict form of the DSF paper: one scalar Δ_i and one a for all states, no convolution, gate or norm."""
+        """Return the strict form of the DSF paper: one Δ_i and one a for all states, no convolution, gate or norm."""
         strict_form = {
             "num_heads": 1,
             "expand": 1,
@@ -146,7 +146,7 @@ class SSDMixer(DSFMixer):
         init.ones_(self.D)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x, B, C side by side for the convolution, and the pre-activation of Δ (b, t, h), which it does not see."""
+        """Return x, B, C side by side for the convolution, and the raw Δ (b, t, h), which it does not see."""
         conv_in, dt = self.in_proj(hidden).split(self.split_sizes, dim=-1)
         return conv_in, dt
 

@@ -200,7 +200,8 @@ def checked_layer(cache: Cache, layer_idx: int) -> DSFStateLayer | DSFAttentionL
     """Return the cache layer of a mixer.
 
     Raises:
-        ValueError: the cache was built without the model's configuration, so it holds keys and values instead of states.
+        ValueError: the cache was built without the model's configuration, so it holds keys and values instead of
+            states.
     """
     layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
     if not isinstance(layer, _WindowMixin):

@@ -21,6 +21,7 @@ def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache |
     given = past_key_values if cache is None else cache
     if given is not None and not isinstance(given, Cache):
         raise TypeError(
-            f"{CACHE_NAME} is a {type(given).__name__}: pass a transformers Cache, e.g. DynamicCache(config=model.config)."
+            f"{CACHE_NAME} is a {type(given).__name__}: pass a transformers Cache, "
+            "e.g. DynamicCache(config=model.config)."
         )
     return given

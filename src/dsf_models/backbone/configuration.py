@@ -11,10 +11,34 @@ __all__ = ["DSFConfig", "require"]
 
 # Keys without a field of their own that transformers itself writes into config.json or passes to the constructor.
 _TRANSFORMERS_KEYS = frozenset(
-    "_commit_hash _name_or_path architectures attn_implementation auto_map custom_pipelines decoder_start_token_id "
-    "experts_implementation finetuning_task is_causal is_decoder layer_types model_type name_or_path num_labels "
-    "output_attentions per_layer_config quantization_config sep_token_id task_specific_params tie_last_hidden_states "
-    "tokenizer_class torch_dtype torchscript transformers_version use_return_dict".split()
+    {
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "custom_pipelines",
+        "decoder_start_token_id",
+        "experts_implementation",
+        "finetuning_task",
+        "is_causal",
+        "is_decoder",
+        "layer_types",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "sep_token_id",
+        "task_specific_params",
+        "tie_last_hidden_states",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_return_dict",
+    }
 )
 
 
@@ -31,8 +55,8 @@ class DSFConfig(PreTrainedConfig):
     Inner width d = num_heads · head_dim; the state of a layer holds N = d · state_size numbers.
 
     Raises:
-        ValueError: a field is unknown (the closest names are offered), or a value makes no sense; the message names the field,
-            the value and the remedy.
+        ValueError: a field is unknown (the closest names are offered), or a value makes no sense; the message names
+            the field, the value and the remedy.
     """
 
     model_type: ClassVar[str] = "dsf"
@@ -79,7 +103,7 @@ class DSFConfig(PreTrainedConfig):
     """Whether the channel mixer's projections have biases."""
 
     position_embedding: Literal["none", "learned", "rope"] = "none"
-    """Positions: none, a learned table added to the embeddings, or rotary queries and keys where the architecture has them."""
+    """Positions: none, a learned table added to the embeddings, or rotary queries and keys (attention only)."""
     max_position_embeddings: int | None = None
     """Longest sequence: the size of the learned table, and what evaluation tools read. None: no limit."""
 
@@ -95,7 +119,7 @@ class DSFConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     """Whether the language-model head shares the embedding's weights."""
     label_alignment: Literal["next", "same"] = "next"
-    """Target of the output at t: labels[t + 1] ("next", transformers' convention) or labels[t] ("same", synthetic tasks)."""
+    """Target of the output at t: labels[t + 1] ("next", as in transformers) or labels[t] ("same", synthetic tasks)."""
     use_cache: bool = True
     """Whether the model returns its state by default (never in training mode unless asked)."""
     pad_token_id: int | None = None
@@ -129,7 +153,7 @@ class DSFConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """transformers' name of each layer's cache; a property, so that it never reaches config.json."""
+        """Cache layer type of each layer; a property, so that it never reaches config.json."""
         return [self.layer_config(i).cache_layer_type for i in range(self.num_hidden_layers)]
 
     @property
@@ -141,7 +165,7 @@ class DSFConfig(PreTrainedConfig):
         """Return the configuration of one layer: this one, unless layers differ (hybrid)."""
         return self
 
-    # ---- validation: every `validate_*` method runs at construction and before saving ---------------------------------
+    # ---- validation: every `validate_*` method runs at construction and before saving ------------------------------
 
     def validate_layer_type(self) -> None:
         """Accept the project's own cache layer types, which transformers' list does not hold."""

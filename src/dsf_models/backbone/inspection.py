@@ -20,9 +20,9 @@ class InspectionMixin:
 
             h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i
 
-        Each is taken at the mixer's true input, after norm, projection and short convolution; gate, output norm and output
-        projection are outside the system. With an attention_mask each row's real tokens come first (`system.lengths` counts
-        them); `transfer_matrix` moves them back. Gradients flow unless switched off.
+        Each is taken at the mixer's true input, after norm, projection and short convolution; gate, output norm and
+        output projection are outside the system. With an attention_mask each row's real tokens come first
+        (`system.lengths` counts them); `transfer_matrix` moves them back. Gradients flow unless switched off.
 
         Args:
             input_ids: (b, t); or give inputs_embeds.

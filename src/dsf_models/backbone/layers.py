@@ -60,7 +60,8 @@ class LearnedPositions(nn.Embedding):
             longest = int(position_ids.max()) + 1
             if longest > self.num_embeddings:
                 raise ValueError(
-                    f"the sequence holds {longest} tokens, but max_position_embeddings={self.num_embeddings}: shorten it, or build the "
+                    f"the sequence holds {longest} tokens, but max_position_embeddings={self.num_embeddings}: "
+                    "shorten it, or build the "
                     'model with a larger max_position_embeddings (or position_embedding="none" or "rope").'
                 )
         return super().forward(position_ids)
@@ -95,7 +96,8 @@ class ShortConvolution(nn.Module):
             window: the K - 1 inputs before x, (b, K - 1, d); None for zeros.
 
         Returns:
-            The outputs (b, t, d), and the window before the next token (b, K - 1, d): zeros where an earlier document lies.
+            The outputs (b, t, d), and the window before the next token (b, K - 1, d): zeros where an earlier document
+            lies.
         """
         past = x.new_zeros(x.shape[0], self.kernel_size - 1, x.shape[2]) if window is None else window.to(x.dtype)
         inputs = torch.cat([past, x], dim=1)

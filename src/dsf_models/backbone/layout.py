@@ -1,9 +1,10 @@
 """Where the real tokens of a batch are: the one padding rule, the one document rule and the one position rule.
 
-* Padding: where a mask holds zeros, the real tokens of each row are gathered to the front; convolution and system run there,
-  the state is read at the last real token, and outputs are scattered back. It serves left, right and interior pads.
-* Documents: a boundary is a change of seq_idx, else of cu_seq_lens, else position_ids[t] != position_ids[t-1] + 1 (the last
-  only where there is no mask). A cached segment's first token starts a document only if its position is 0.
+* Padding: where a mask holds zeros, the real tokens of each row are gathered to the front; convolution and system run
+  there, the state is read at the last real token, and outputs are scattered back. It serves left, right and interior
+  pads.
+* Documents: a boundary is a change of seq_idx, else of cu_seq_lens, else position_ids[t] != position_ids[t-1] + 1
+  (the last only where there is no mask). A cached segment's first token starts a document only if its position is 0.
 * Positions: given, or counted over real tokens (mask), or counted on from the cache.
 
 Letters: b batch, t time.

@@ -25,8 +25,8 @@ __all__ = ["DSFMixer"]
 class DSFMixer(nn.Module):
     """Sequence mixer given by its system.
 
-    A subclass implements `project` (hidden -> what the convolution sees, and the rest), `system` (the parametrisation of
-    Λ, B, C, D) and `init_parameters` (with the intended spectrum in its docstring), and sets `conv_width`.
+    A subclass implements `project` (hidden -> what the convolution sees, and the rest), `system` (the parametrisation
+    of Λ, B, C, D) and `init_parameters` (with the intended spectrum in its docstring), and sets `conv_width`.
     """
 
     block_attribute: ClassVar[str] = "mixer"
@@ -59,7 +59,7 @@ class DSFMixer(nn.Module):
             self.output_norm = GroupRMSNorm(config.inner_size, self.norm_groups(config), config.norm_eps)
         self.out_proj = nn.Linear(config.inner_size, config.hidden_size, bias=config.use_bias)
 
-    # ---- what an architecture chooses ---------------------------------------------------------------------------------
+    # ---- what an architecture chooses ------------------------------------------------------------------------------
 
     @classmethod
     def conv_width(cls, config: DSFConfig) -> int:
@@ -82,7 +82,7 @@ class DSFMixer(nn.Module):
     def init_parameters(self) -> None:
         """Initialise the parameters of Λ and whatever is not a projection, convolution or norm."""
 
-    # ---- what all share -----------------------------------------------------------------------------------------------
+    # ---- what all share --------------------------------------------------------------------------------------------
 
     def forward(
         self, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None, **kwargs: Any
@@ -107,13 +107,13 @@ class DSFMixer(nn.Module):
         return layout.scatter(self.finish(y.flatten(2), gathered)), None
 
     def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem:
-        """Return the system at gathered hidden states, with documents and lengths written into it; advances the window."""
+        """Return the system at gathered hidden states, documents and lengths written into it; advances the window."""
         conv_in, rest = self.project(gathered)
         system = self.system(self.convolve(conv_in, layout, layer), rest)
         return system.with_layout(layout.starts, layout.lengths)
 
     def convolve(self, conv_in: Tensor, layout: TokenLayout, layer: Any = None) -> Tensor:
-        """Apply the short convolution (where there is one) to gathered tokens, reading and writing the cached window."""
+        """Apply the short convolution (if any) to gathered tokens, reading and writing the cached window."""
         if self.conv is None:
             return conv_in
         if layer is None:

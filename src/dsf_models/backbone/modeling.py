@@ -157,7 +157,8 @@ class DSFModel(DSFPreTrainedModel):
             position_ids: (b, t); default: counted over real tokens. Without a mask, jumps start documents.
             past_key_values: the state of the past, a transformers Cache built with this config; updated in place.
             inputs_embeds: (b, t, d) in place of input_ids.
-            use_cache: whether to return the state. Default: config.use_cache, but not in training and not for packed documents.
+            use_cache: whether to return the state. Default: config.use_cache, but not in training and not for packed
+                documents.
             cache: the same as past_key_values, under the name that transformers >= 5.24 uses.
             seq_idx: (b, t) number of the packed document of each token.
             kwargs: transformers' keywords (cu_seq_lens_q, output_hidden_states, …).
@@ -224,8 +225,8 @@ class DSFModel(DSFPreTrainedModel):
             only_attention = set(self.layer_types) <= {"full_attention"}
             if attention_mask.ndim != 4 or not only_attention:
                 raise ValueError(
-                    f"attention_mask has {attention_mask.ndim} dimensions: give a padding mask (batch, length); a recurrent layer "
-                    "cannot follow an arbitrary attention pattern."
+                    f"attention_mask has {attention_mask.ndim} dimensions: give a padding mask (batch, length); "
+                    "a recurrent layer cannot follow an arbitrary attention pattern."
                 )
             return {"dsf_state": None, "full_attention": attention_mask}, None
         return {"dsf_state": recurrent_mask(self.config, hidden, attention_mask)}, attention_mask
@@ -243,7 +244,7 @@ class DSFModel(DSFPreTrainedModel):
                 continue
             if layout.documents is not None and cache is not None:
                 raise ValueError(
-                    "packed documents cannot be cached by softmax attention: pass use_cache=False, or one document a row."
+                    "softmax attention cannot cache packed documents: pass use_cache=False, or one document a row."
                 )
             same_document = packed_sequence_mask_function(layout.documents) if layout.documents is not None else None
             masks[layer_type] = create_causal_mask(
@@ -287,12 +288,13 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss where labels are given.
 
-        Args:
-            labels: (b, t), -100 where nothing is scored.
-            logits_to_keep: number of last positions (0: all), or their indices.
-            label_alignment: "next": the output at t is scored against labels[t + 1]; "same": against labels[t]. Default: the
-                configuration's.
-            kwargs: see `DSFModel.forward`; num_items_in_batch weights the loss by tokens over accumulated batches.
+        Arguments that `DSFModel.forward` has too are explained there. Further ones:
+
+        * labels: (b, t), -100 where nothing is scored.
+        * logits_to_keep: number of last positions (0: all), or their indices.
+        * label_alignment: "next" scores the output at t against labels[t + 1], "same" against labels[t]; default: the
+          configuration's.
+        * num_items_in_batch: the number of labels over accumulated batches, to weight the loss by tokens.
 
         Returns:
             loss (), logits (b, t, v) and, if asked for, the cache and hidden states.
@@ -321,7 +323,7 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **{CACHE_NAME: outputs[CACHE_NAME] if CACHE_NAME in outputs else None},
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def _aligned_labels(self, labels: Tensor, alignment: str) -> dict[str, Tensor]:
@@ -355,9 +357,8 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """Compute one row of logits a sequence, and the loss where labels are given.
 
-        Args:
-            labels: (b,) classes, or (b,) / (b, labels) floats for regression, or (b, labels) for multi-label.
-            kwargs: see `DSFModel.forward`.
+        Arguments that `DSFModel.forward` has too are explained there. Labels are (b,) classes, or (b,) / (b, labels)
+        floats for regression, or (b, labels) for several labels at once.
 
         Returns:
             loss (), logits (b, labels) and, if asked for, the cache and hidden states.
@@ -380,7 +381,7 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **{CACHE_NAME: outputs[CACHE_NAME] if CACHE_NAME in outputs else None},
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def _last_real_token(self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden: Tensor) -> Tensor:
@@ -413,8 +414,7 @@ class DSFForTokenClassification(DSFPreTrainedModel):
     ) -> TokenClassifierOutput:
         """Compute logits for every token, and the loss where labels (b, t) are given.
 
-        Args:
-            kwargs: see `DSFModel.forward`.
+        Arguments are those of `DSFModel.forward`.
 
         Returns:
             loss (), logits (b, t, labels) and, if asked for, hidden states.

@@ -20,7 +20,7 @@ __all__ = ["Architecture", "get_architecture", "list_architectures", "mixer_clas
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture file registers: its configuration, its mixer, its Hugging Face classes and how to write it."""
+    """What an architecture file registers: configuration, mixer, Hugging Face classes, and Λ, B, C in a line each."""
 
     config_class: type[DSFConfig]
     mixer_class: type[DSFMixer]

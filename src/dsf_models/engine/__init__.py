@@ -1,7 +1,7 @@
 """Evaluates a DSF system: a sequential reference, and a fast kernel for each structure of Λ.
 
-`evaluate(system, mode, state)` is the whole interface; state is an argument and a result. Modes, all equal to the float64
-sequential reference:
+`evaluate(system, mode, state)` is the whole interface; state is an argument and a result. Modes, all equal to the
+float64 sequential reference:
 
 * "recurrent": token by token, the form of decoding;
 * "chunked": matrix products inside chunks, linear in length, the form of training and prefill;
@@ -54,8 +54,8 @@ def evaluate(
         chunk_size: chunk length of the chunked mode; default the kernel's own.
 
     Returns:
-        y (b, t, h, p) in u's dtype, and the state at each row's last real token, at least float32. Gradients flow through both
-        and through the initial state.
+        y (b, t, h, p) in u's dtype, and the state at each row's last real token, at least float32. Gradients flow
+        through both and through the initial state.
 
     Raises:
         DSFSystemError: unknown mode, a chunk size below 1, or a state of the wrong shape.

@@ -16,7 +16,7 @@ def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, star
     """Convolve each channel causally over time.
 
     Args:
-        inputs: the window of K - 1 past inputs (zeros at the beginning) followed by the t current ones, (b, K - 1 + t, d).
+        inputs: K - 1 past inputs (zeros at the beginning) followed by the t current ones, (b, K - 1 + t, d).
         weight: taps (K, d), the current token's last.
         bias: (d,) or None.
         starts: (b, t) True where a document starts: no tap reaches across.

@@ -1,12 +1,14 @@
-"""Chunked kernel for Λ = 1 and for one scalar λ per head: matrix products inside chunks, a short recurrence between them.
+"""Chunked kernel for Λ = 1 and for one scalar λ per head: products inside chunks, a short recurrence between them.
 
-Within a chunk of c steps that starts from the state S, with s_i the running sum of log λ and L_ij = exp(s_i - s_j) (j <= i):
+Within a chunk of c steps that starts from the state S, with s_i the running sum of log λ, and L_ij = exp(s_i - s_j)
+for j <= i:
 
     Y = ((C B^T) * L) V + exp(s) * (C S)        S' = exp(s_c) S + B^T (exp(s_c - s) * V)
 
 Running sums are float64, one scalar a step and head: float32 differences of them lose 1e-3 where λ is reset to 0.
 
-Letters: b batch, k chunks, c chunk length (i rows, j columns), h heads, g groups, r = h/g heads a group, n states, p head width.
+Letters: b batch, k chunks, c chunk length (i rows, j columns), h heads, g groups, r = h/g heads a group, n states, p
+head width.
 
 Source: the block decomposition of semiseparable matrices, Dao & Gu 2024 (arXiv 2405.21060), section 6.
 """
@@ -108,7 +110,7 @@ def _apply_weights(weights: Tensor, V: Tensor) -> Tensor:
 
 
 def _outer_states(B: Tensor, V: Tensor) -> Tensor:
-    """Return Σ_j b_j v_j^T of every chunk, one product a group: (b, k, c, g, n), (b, k, c, h, p) -> (b, k, g, n, r·p)."""
+    """Return Σ_j b_j v_j^T of each chunk, a product a group: (b, k, c, g, n), (b, k, c, h, p) -> (b, k, g, n, r·p)."""
     return B.permute(0, 1, 3, 4, 2) @ V.unflatten(3, (B.shape[3], -1)).flatten(4).transpose(2, 3)
 
 
