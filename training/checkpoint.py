@@ -63,7 +63,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        hashes = {file.name: _sha256(file) for file in sorted(unfinished.iterdir())}
+        hashes = {f"{target.name}/{file.name}": _sha256(file) for file in sorted(unfinished.iterdir())}
+        if progress.best_step is not None:
+            best = best_folder(folder, progress.best_step)
+            hashes |= {f"{best.name}/{file.name}": _sha256(file) for file in sorted(best.iterdir())}
         write_json(unfinished / _MANIFEST, {"progress": asdict(progress), "sha256": hashes})
         unfinished.rename(target)
         _prune(folder, progress, keep)
@@ -86,45 +89,38 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_????????"), default=None)
 
 
-def read_progress(checkpoint: Path) -> Progress:
-    """Check that a checkpoint is what was saved, and read how far the run had come.
+def read_progress(checkpoint: Path, num_processes: int) -> Progress:
+    """Check that a checkpoint is what was saved, and read how far its run had come; nothing is loaded yet.
+
+    Args:
+        checkpoint: its folder.
+        num_processes: processes that are to resume it.
+
+    Returns:
+        The progress of the run.
 
     Raises:
-        UsageError: naming the file that is missing or has changed.
+        UsageError: for a damaged checkpoint, naming the file that is missing or has changed, and for one of a run with
+            another number of processes.
     """
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
         progress = Progress(**manifest["progress"])
+        progress.best_score = progress.best_score and Score(**manifest["progress"]["best_score"])
         hashes = manifest["sha256"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(checkpoint / _MANIFEST, "cannot be read") from error
+        raise _damaged(checkpoint, checkpoint / _MANIFEST, "cannot be read") from error
     for name, expected in hashes:
-        file = checkpoint / name
+        file = checkpoint.parent / name
         if not file.is_file():
-            raise _damaged(file, "is missing")
+            raise _damaged(checkpoint, file, "is missing")
         if _sha256(file) != expected:
-            raise _damaged(file, "is not what was saved (its SHA-256 differs)")
-    if progress.best_score is not None:
-        progress.best_score = Score(**manifest["progress"]["best_score"])
-    return progress
-
-
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress:
-    """Put model, optimiser, schedule and random generators back to where a checkpoint left them.
-
-    Returns:
-        How far the run had come.
-
-    Raises:
-        UsageError: for a damaged checkpoint, and for one of a run with another number of processes.
-    """
-    progress = read_progress(checkpoint)
-    if progress.num_processes != accelerator.num_processes:
+            raise _damaged(checkpoint, file, "is not what was saved (its SHA-256 differs)")
+    if progress.num_processes != num_processes:
         raise UsageError(
             f"{checkpoint} was saved by {progress.num_processes} processes, whose random generators are not those of "
-            f"{accelerator.num_processes}: resume with {progress.num_processes}."
+            f"{num_processes}: resume with {progress.num_processes}."
         )
-    accelerator.load_state(str(checkpoint))
     return progress
 
 
@@ -135,9 +131,9 @@ def _prune(folder: Path, progress: Progress, keep: int) -> None:
         remove_folder(path)
 
 
-def _damaged(file: Path, how: str) -> UsageError:
+def _damaged(checkpoint: Path, file: Path, how: str) -> UsageError:
     return UsageError(
-        f"Checkpoint file {file} {how}. Remove the folder {file.parent} to resume from the checkpoint before it, "
+        f"Checkpoint file {file} {how}. Remove the folder {checkpoint} to resume from the checkpoint before it, "
         "or start the run again with --run.overwrite true."
     )
 

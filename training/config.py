@@ -28,6 +28,9 @@ class RunConfig:
     seed: int = 0
     """Seed of the initial weights, of the order of the training examples and of dropout."""
 
+    threads: int | None = None
+    """Threads of each process on the CPU, on which the last bits of a result depend; null leaves the choice to torch."""
+
     resume: bool = False
     """Continue the run in `output_dir` from its last checkpoint; a run without a checkpoint starts at step 0."""
 
@@ -37,6 +40,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(self.output_dir != "", "run.output_dir", self.output_dir, "give a folder name")
         _require(0 <= self.seed < 2**32, "run.seed", self.seed, "use an integer from 0 to 2**32 - 1")
+        if self.threads is not None:
+            _require(self.threads > 0, "run.threads", self.threads, "use at least 1, or null")
         if self.resume and self.overwrite:
             raise UsageError("run.resume and run.overwrite are both true, which contradict each other: give one.")
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from dsf_models.hub.card import CardFacts, Metric, model_card
 from dsf_models.hub.files import new_folder, write_text
-from dsf_models.hub.provenance import git_commit, library_versions
+from dsf_models.hub.provenance import git_commit, has_uncommitted_changes, library_versions
 from dsf_models.hub.task_record import TaskRecord
 from training.checkpoint import Progress
 from training.config import TrainConfig
@@ -75,4 +75,5 @@ def card_facts(
         examples_seen=progress.best_step * config.training.batch_size,
         versions=library_versions(),
         commit=git_commit(),
+        uncommitted_changes=has_uncommitted_changes(),
     )

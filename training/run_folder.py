@@ -72,7 +72,7 @@ def _check_unchanged(config: TrainConfig, folder: Path) -> None:
     # The folder may have been moved, and the tracker has no influence on the run.
     for content in (old, new):
         content.pop("tracker", None)
-        content["run"] = {"seed": content["run"]["seed"]}
+        content["run"] = {name: content["run"].get(name) for name in ("seed", "threads")}
     if changed := differences(old, new):
         raise UsageError(
             f"run.resume continues the run in {str(folder)!r} as it was begun, but these fields differ: "

@@ -28,12 +28,12 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dsf_models.hub.usage import UsageError
-from training.checkpoint import Progress, best_folder, last_checkpoint, load_checkpoint, save_best, save_checkpoint
+from training.checkpoint import Progress, best_folder, last_checkpoint, read_progress, save_best, save_checkpoint
 from training.config import TrainConfig, config_to_dict, parse_config
 from training.data import IGNORED, TaskData, load_data, parts_of_process
 from training.launch import build_accelerator
 from training.metrics import MetricsLog, Score, score_split
-from training.model import build_model, check_model_runs
+from training.model import build_model, check_model_runs, count_parameters
 from training.optim import build_optimizer, build_schedule
 from training.publish import publish
 from training.run_folder import check_run_folder, prepare_run_folder
@@ -84,50 +84,53 @@ def main(config: TrainConfig) -> None:
     """
     accelerator = build_accelerator(config)
     check_run_folder(config)
+    folder = Path(config.run.output_dir)
+    if config.run.resume and (folder / "final").exists():
+        accelerator.print(f"This run is complete: its model is in {folder / 'final'}.")
+        return
+    checkpoint = last_checkpoint(folder / "checkpoints") if config.run.resume else None
+    if checkpoint is None:
+        progress = Progress(num_processes=accelerator.num_processes)
+    else:
+        progress = read_progress(checkpoint, accelerator.num_processes)
     data = load_data(config.task)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
     set_seed(config.run.seed)
     model = build_model(config.model, data.task.vocab_size)
     check_model_runs(model, data.train[:1]["input_ids"])
-    run = start(config, accelerator, model, data)
-    if (run.folder / "final").exists():
-        accelerator.print(f"The run in {run.folder} is complete: its model is in {run.folder / 'final'}.")
-    else:
-        fit(run)
-        test(run)
+
+    run = start(config, accelerator, model, data, progress)
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint))
+    fit(run)
+    test(run)
     accelerator.end_training()
 
 
-def start(config: TrainConfig, accelerator: Accelerator, model: PreTrainedModel, data: TaskData) -> Run:
-    """Open the run's folder and put everything where its last checkpoint, if any, left it."""
+def start(
+    config: TrainConfig, accelerator: Accelerator, model: PreTrainedModel, data: TaskData, progress: Progress
+) -> Run:
+    """Open the run's folder, and make everything that the loop needs."""
     accelerator.wait_for_everyone()
     folder = Path(config.run.output_dir)
+    metrics = MetricsLog(folder / "metrics.jsonl")
     if accelerator.is_main_process:
         prepare_run_folder(config, accelerator.num_processes)
+        metrics.rewind(progress.step)
     accelerator.wait_for_everyone()
+    accelerator.print(
+        f"{config.model['architecture']}, {count_parameters(model):,} parameters, on {config.task.name}: "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, from step {progress.step}, in {folder}."
+    )
     set_seed(config.run.seed, device_specific=True)
     optimizer = build_optimizer(model, config.optimizer)
     schedule = build_schedule(optimizer, config.schedule, config.training.max_steps)
     # Accelerate would step a schedule of its own once per process; this one counts optimiser steps.
     accelerator.register_for_checkpointing(schedule)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    metrics, progress = MetricsLog(folder / "metrics.jsonl"), Progress(num_processes=accelerator.num_processes)
-    run = Run(config, accelerator, model, optimizer, schedule, data, folder, metrics, progress)
-    if config.run.resume:
-        resume(run)
     accelerator.init_trackers(config.tracker.project, config=flat_settings(config))
-    return run
-
-
-def resume(run: Run) -> None:
-    """Go back to the last checkpoint and forget what was recorded after it."""
-    checkpoint = last_checkpoint(run.checkpoints)
-    if checkpoint is None:
-        run.accelerator.print(f"No checkpoint in {run.folder} yet: starting at step 0.")
-    else:
-        run.progress = load_checkpoint(run.accelerator, checkpoint)
-        run.accelerator.print(f"Resuming {run.folder} at step {run.progress.step}.")
-    if run.accelerator.is_main_process:
-        run.metrics.rewind(run.progress.step)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    return Run(config, accelerator, prepared, optimizer, schedule, data, folder, metrics, progress)
 
 
 def fit(run: Run) -> None:
@@ -144,7 +147,7 @@ def fit(run: Run) -> None:
         bar.update()
         last = progress.step == training.max_steps
         if last or progress.step % training.log_every == 0:
-            report_training(run, numbers)
+            bar.set_postfix(loss=report_training(run, numbers), refresh=False)
         if last or progress.step % training.eval_every == 0:
             validate(run)
         progress.finished = last or stops_early(run)
@@ -187,8 +190,8 @@ def training_step(run: Run) -> dict[str, torch.Tensor | float]:
     return {"loss": loss, "gradient_norm": norm, "learning_rate": learning_rate}
 
 
-def report_training(run: Run, numbers: Mapping[str, torch.Tensor | float]) -> None:
-    """Record the loss of the step just made, and stop a run that has diverged."""
+def report_training(run: Run, numbers: Mapping[str, torch.Tensor | float]) -> float:
+    """Record the numbers of the step just made and return its loss over all processes; stop a run that has diverged."""
     loss = run.accelerator.reduce(numbers["loss"], reduction="sum").item()
     rest = {name: float(numbers[name]) for name in ("gradient_norm", "learning_rate")}
     record(run, "train", {"loss": loss, **rest, "seconds": run.progress.seconds})
@@ -198,6 +201,7 @@ def report_training(run: Run, numbers: Mapping[str, torch.Tensor | float]) -> No
             f"({run.config.optimizer.learning_rate}), raise schedule.warmup_steps ({run.config.schedule.warmup_steps}) "
             f"or lower training.max_grad_norm ({run.config.training.max_grad_norm})."
         )
+    return loss
 
 
 def validate(run: Run) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "Spectrum",
     "SystemMatrices",
     "Transition",
+    "rescale_state",
 ]
 
 Record = TypeVar("Record")
@@ -84,6 +85,11 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
 def nonzero(denominator: Tensor) -> Tensor:
     """Replace exact zeros by 1: a row whose weights all underflowed has a zero numerator too, and reads 0."""
     return denominator.masked_fill(denominator == 0, 1.0)
+
+
+def beyond(lengths: Tensor, length: int) -> Tensor:
+    """Return (b, t) True at the steps behind each row's last real token, from the numbers of real tokens (b,)."""
+    return torch.arange(length, device=lengths.device) >= lengths[:, None]
 
 
 def expand_groups(x: Tensor, num_heads: int) -> Tensor:
@@ -180,7 +186,7 @@ class ScalarDecay(Transition):
     name: ClassVar[str] = "scalar"
 
     log_decay: Tensor
-    """log |λ|, (b|1, t|1, h|1); -inf (or anything below -1e4) means λ = 0. Gradients are with respect to it."""
+    """log |λ|, (b|1, t|1, h|1); -inf means λ = 0. Gradients are with respect to it."""
     sign: Tensor | None = None
     """Sign of λ, +1 or -1 in the shape of `log_decay`; None where λ is never negative."""
 
@@ -197,15 +203,13 @@ class ScalarDecay(Transition):
 
     def values(self) -> Tensor:
         """Return λ in the shape of `log_decay`."""
-        decay = self.log_decay.clamp(min=LOG_ZERO).exp()
+        decay = self.log_decay.exp()
         return decay if self.sign is None else decay * self.sign
 
     def step(self, state: Tensor, time: int) -> Tensor:
         """Return λ_time · S."""
-        return self._at(time).values()[:, 0, :, None, None].to(state.dtype) * state
-
-    def _at(self, time: int) -> Self:
-        return self if self.log_decay.shape[1] == 1 else self.narrow(time, 1)
+        decay_bh1 = self.narrow(time, 1).values().transpose(1, 2)
+        return decay_bh1[..., None].to(state.dtype) * state
 
     def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
         """Return λ_i expanded to (b, t, h, n, p)."""
@@ -217,12 +221,9 @@ class ScalarDecay(Transition):
 
     def products(self, length: int) -> Tensor:
         """Return λ_i … λ_{j+1} in row i and column j <= i, zero above the diagonal: (b|1, h|1, t, t) in float64."""
-        log_bht = self.log_decay.double().clamp(min=LOG_ZERO).expand(-1, length, -1).transpose(1, 2)
-        between = decay_products(log_bht.cumsum(-1))
-        if self.sign is None:
-            return between
-        sign_bht = self.sign.double().expand(-1, length, -1).transpose(1, 2).cumprod(-1)
-        return between * sign_bht[..., :, None] * sign_bht[..., None, :]
+        rows = self.to(torch.float64).values().expand(-1, length, -1).transpose(1, 2)[..., None]
+        below = causal_mask(length, rows.device).tril(-1)
+        return torch.where(below, rows, 1.0).cumprod(-2).tril()
 
     def narrow(self, start: int, length: int) -> Self:
         """Return the decays of `length` steps from `start`."""
@@ -242,16 +243,26 @@ class ScalarDecay(Transition):
         return ScalarDecay(log_decay, None if sign is None else sign.expand_as(log_decay))
 
 
-def decay_products(cumulative: Tensor) -> Tensor:
-    """Return exp(S_i - S_j) for j <= i and 0 above the diagonal, from running log-decays S (…, t): (…, t, t)."""
-    difference = cumulative[..., :, None] - cumulative[..., None, :]
-    mask = causal_mask(cumulative.shape[-1], cumulative.device)
-    return difference.masked_fill(~mask, -math.inf).exp()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Systems
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_layout(starts: Tensor | None, lengths: Tensor | None, batch: int, length: int) -> None:
+    if starts is not None and (tuple(starts.shape) != (batch, length) or starts.dtype != torch.bool):
+        raise DSFSystemError(
+            f"starts is {starts.dtype} of shape {tuple(starts.shape)}; give booleans ({batch}, {length}), one a token."
+        )
+    if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.is_floating_point()):
+        raise DSFSystemError(
+            f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}; give integers ({batch},), one length a row."
+        )
+
+
+def _checked_realisation(realisation: str) -> str:
+    if realisation not in ("native", "normalised"):
+        raise DSFSystemError(f'realisation={realisation!r} is unknown: use "native" or "normalised".')
+    return realisation
 
 
 def _map_floats(record: Record, dtype: torch.dtype) -> Record:
@@ -300,8 +311,11 @@ class DSFSystem:
     """(b,) number of real tokens at the front of each row; the steps behind them are pads: Λ = 1, B = 0, y = 0."""
 
     def __post_init__(self) -> None:
-        if self.u.ndim != 4:
-            raise DSFSystemError(f"u has shape {tuple(self.u.shape)}; it must be (batch, time, heads, head width).")
+        if self.u.ndim != 4 or self.u.shape[1] == 0 or not self.u.is_floating_point():
+            raise DSFSystemError(
+                f"u is {self.u.dtype} of shape {tuple(self.u.shape)}; it must be a floating-point tensor "
+                "(batch, time, heads, head width) of at least one step."
+            )
         batch, length, num_heads, head_dim = self.u.shape
         self._check_factor("B", self.B)
         self._check_factor("C", self.C)
@@ -311,23 +325,23 @@ class DSFSystem:
             )
         self._check_gain("input_gain", self.input_gain)
         self._check_gain("output_gain", self.output_gain)
+        if self.normalized and self.input_gain is not None and self.input_gain.ndim == 4:
+            raise DSFSystemError(
+                f"input_gain has shape {tuple(self.input_gain.shape)}, but a normalized system has one normaliser a "
+                f"head: give one gain a head, ({batch}|1, {length}|1, {num_heads}), or multiply it into u."
+            )
         if self.D is not None and tuple(self.D.shape) not in ((num_heads,), (num_heads, head_dim)):
             raise DSFSystemError(
                 f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."
             )
-        if self.starts is not None and tuple(self.starts.shape) != (batch, length):
-            raise DSFSystemError(
-                f"starts has shape {tuple(self.starts.shape)}; give ({batch}, {length}), one flag a token."
-            )
-        if self.lengths is not None and tuple(self.lengths.shape) != (batch,):
-            raise DSFSystemError(f"lengths has shape {tuple(self.lengths.shape)}; give ({batch},), one length a row.")
+        _check_layout(self.starts, self.lengths, batch, length)
         self.transition.check(batch, length, num_heads, self.B.shape[-1], head_dim)
 
     def _check_factor(self, name: str, value: Tensor) -> None:
         batch, length, num_heads, _ = self.u.shape
         shape = tuple(value.shape)
         fits = len(shape) == 4 and _broadcasts(shape[0], batch) and _broadcasts(shape[1], length)
-        if not fits or num_heads % shape[2]:
+        if not fits or shape[2] == 0 or num_heads % shape[2]:
             raise DSFSystemError(
                 f"{name} has shape {shape}, but u of shape {tuple(self.u.shape)} asks for "
                 f"({batch}|1, {length}|1, groups dividing {num_heads}, states)."
@@ -366,23 +380,26 @@ class DSFSystem:
         """Size N = h·p·n of the whole state h_i (the summed normaliser, a gauge of C, is not counted)."""
         return self.num_heads * self.head_dim * self.B.shape[-1]
 
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the carried head states: (b, h, n, p), or (b, h, n, p + 1) with the normaliser's column."""
+        batch, _, num_heads, head_dim = self.u.shape
+        return batch, num_heads, self.B.shape[-1], head_dim + int(self.normalized)
+
     # ---- pieces that kernels share ----------------------------------------------------------------------------------
 
     @property
     def padded(self) -> Tensor | None:
         """(b, t) True behind each row's last real token, or None where every token is real."""
-        if self.lengths is None:
-            return None
-        return torch.arange(self.length, device=self.u.device) >= self.lengths[:, None]
+        return None if self.lengths is None else beyond(self.lengths, self.length)
 
     def drive(self) -> Tensor:
         """Return the driven input s_i * u_i, zero at pads, with the normaliser's column: (b, t, h, p or p + 1)."""
-        drive = self.u if self.input_gain is None else self.u * _as_channel_gain(self.input_gain).to(self.u.dtype)
+        drive = self.u
         if self.normalized:
-            ones = torch.ones_like(self.u[..., :1])
-            gain = self.input_gain
-            weight = ones if gain is None else ones * _as_channel_gain(gain).to(self.u.dtype)
-            drive = torch.cat([drive, weight], dim=-1)
+            drive = torch.cat([drive, torch.ones_like(drive[..., :1])], dim=-1)
+        if self.input_gain is not None:
+            drive = drive * _as_channel_gain(self.input_gain).to(drive.dtype)
         padded = self.padded
         return drive if padded is None else drive.masked_fill(padded[..., None, None], 0.0)
 
@@ -399,7 +416,7 @@ class DSFSystem:
         if self.output_gain is not None:
             raw = raw * _as_channel_gain(self.output_gain).to(raw.dtype)
         if self.D is not None:
-            raw = torch.addcmul(raw, self.u.to(raw.dtype), _as_channel_gain(self.D).to(raw.dtype))
+            raw = torch.addcmul(raw, self.u, _as_channel_gain(self.D).to(raw.dtype))
         padded = self.padded
         return raw if padded is None else raw.masked_fill(padded[..., None, None], 0.0)
 
@@ -440,44 +457,40 @@ class DSFSystem:
         Returns:
             (b, h, t, t) where a head's channels share it, else (b, h, p, t, t), in `dtype`.
 
-        Source: Sieber et al. 2024, section 3; spec of the convolutional form.
+        Source: Sieber et al. 2024, section 3, the equation written as y = Φ u.
         """
         system = self.to(dtype)
-        phi = system._weights()
-        gains = [system.input_gain, system.output_gain]
-        feed = None if system.D is None else _as_channel_gain(system.D)
-        if any(x is not None and x.ndim == 4 for x in gains) or (self.D is not None and self.D.ndim == 2):
-            phi = phi[:, :, None]
-        if system.input_gain is not None:
-            phi = phi * _to_rows(system.input_gain, phi.ndim)[..., None, :]
+        phi = system._driven_weights()
         if self.normalized:
             phi = phi / nonzero(phi.sum(-1, keepdim=True))
         if system.output_gain is not None:
-            phi = phi * _to_rows(system.output_gain, phi.ndim)[..., :, None]
-        if feed is not None:
-            rows = feed if phi.ndim == 5 else feed[..., 0]
-            phi = phi + torch.diag_embed(rows[..., None].expand(*rows.shape, self.length))
-        return phi if self.lengths is None else _zero_pads(phi, self.padded)
+            phi = phi * _time_last(system.output_gain)[..., :, None]
+        if system.D is not None:
+            phi = phi + torch.diag_embed(_as_channel_gain(system.D)[..., None].expand(-1, -1, self.length))
+        if self.lengths is not None:
+            phi = _zero_pads(phi, self.padded[:, None, None])
+        return phi if self._differs_by_channel() else phi.squeeze(2)
 
-    def _weights(self) -> Tensor:
+    def _driven_weights(self) -> Tensor:
+        """Return c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, h, p, t, t), with p = 1 where s is one gain a head."""
         batch, length, num_heads, _ = self.u.shape
-        B_bthn = expand_groups(self.B, num_heads).expand(batch, length, -1, -1)
-        C_bthn = expand_groups(self.C, num_heads).expand(batch, length, -1, -1)
-        return self.effective_transition().scores(B_bthn, C_bthn)
+        B_bthn, C_bthn = (expand_groups(x, num_heads).expand(batch, length, -1, -1) for x in (self.B, self.C))
+        weights = self.effective_transition().scores(B_bthn, C_bthn)[:, :, None]
+        return weights if self.input_gain is None else weights * _time_last(self.input_gain)[..., None, :]
+
+    def _differs_by_channel(self) -> bool:
+        per_channel = (x is not None and x.ndim == 4 for x in (self.input_gain, self.output_gain))
+        return any(per_channel) or (self.D is not None and self.D.ndim == 2)
 
     def normalizer(self) -> Tensor:
-        """Return η_i = Σ_{j<=i} c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, t, h) in float64.
+        """Return η_i = Σ_{j<=i} c_i^T Λ_i … Λ_{j+1} b_j s_j from a zero state, (b, t, h) in float64; pads mean nothing.
 
         Raises:
             DSFSystemError: the system is not normalised.
         """
         if not self.normalized:
             raise DSFSystemError("normalized is False, so the system has no η: read Φ with transfer_matrix().")
-        system = self.to(torch.float64)
-        weights = system._weights()
-        if system.input_gain is not None:
-            weights = weights * _to_rows(system.input_gain, 4)[..., None, :]
-        return weights.sum(-1).transpose(1, 2)
+        return self.to(torch.float64)._driven_weights().sum(-1).squeeze(2).transpose(1, 2)
 
     def eigenvalues(self, realisation: str | None = None) -> Spectrum:
         """Return the distinct eigenvalues of Λ_1 … Λ_{t-1} in a named realisation.
@@ -495,9 +508,7 @@ class DSFSystem:
 
         Source: Sieber et al. 2024, section 4; gauge freedom (Λ_i -> T_i Λ_i T_{i-1}^{-1}) leaves Φ unchanged.
         """
-        realisation = realisation or ("normalised" if self.normalized else "native")
-        if realisation not in ("native", "normalised"):
-            raise DSFSystemError(f'realisation={realisation!r} is unknown: use "native" or "normalised".')
+        realisation = _checked_realisation(realisation or ("normalised" if self.normalized else "native"))
         batch, length, num_heads, _ = self.u.shape
         values = self.effective_transition().eigenvalues(batch, length, num_heads)[:, 1:].to(self.u.device)
         if realisation == "normalised":
@@ -510,7 +521,8 @@ class DSFSystem:
     def matrices(self) -> SystemMatrices:
         """Return the dense Λ_i, B_i, C_i, D_i of the equation in float64 (small sizes only: N x N entries a step).
 
-        Gains are multiplied out: s_i stands in B_i, g_i and 1/η_i in C_i. Φ built from them equals `transfer_matrix`.
+        Gains are multiplied out: s_i stands in B_i, g_i and 1/η_i (from a zero state) in C_i. Φ built from them equals
+        `transfer_matrix`.
         """
         system = self.to(torch.float64)
         batch, length, num_heads, head_dim = self.u.shape
@@ -552,24 +564,36 @@ class DSFSystem:
 
         Source: gauge freedom of a time-varying realisation (change of basis of the state at every step).
         """
-        batch, length, num_heads, _ = self.u.shape
-        check_gauge(T, batch, length, num_heads)
+        self._check_gauge(T)
         if not isinstance(self.transition, Identity | ScalarDecay):
             raise DSFSystemError(
                 f"rescale by a scalar per head is not written for Λ of structure {self.transition.name!r}."
             )
         log_T = T.double().log()
-        shift = (log_T[:, 1:] - log_T[:, :-1]).to(torch.float64)
-        base = self.transition if isinstance(self.transition, ScalarDecay) else None
-        log_decay = shift if base is None else base.log_decay.double().clamp(min=LOG_ZERO) + shift
-        sign = None if base is None or base.sign is None else base.sign.expand_as(log_decay)
+        log_decay, sign = log_T[:, 1:] - log_T[:, :-1], None
+        if isinstance(self.transition, ScalarDecay):
+            log_decay = log_decay + self.transition.log_decay.double()
+            sign = self.transition.sign
         forward = T[:, 1:, :, None].to(self.u.dtype)
         return replace(
             self,
-            transition=ScalarDecay(log_decay, sign),
-            B=expand_groups(self.B, num_heads) * forward,
-            C=expand_groups(self.C, num_heads) / forward,
+            transition=ScalarDecay(log_decay, None if sign is None else sign.expand_as(log_decay)),
+            B=expand_groups(self.B, self.num_heads) * forward,
+            C=expand_groups(self.C, self.num_heads) / forward,
         )
+
+    def _check_gauge(self, T: Tensor) -> None:
+        batch, length, num_heads, _ = self.u.shape
+        if tuple(T.shape) != (batch, length + 1, num_heads):
+            raise DSFSystemError(
+                f"T has shape {tuple(T.shape)}; give ({batch}, {length + 1}, {num_heads}): T_{{-1}} … T_{{t-1}} a head."
+            )
+        rounded = T.to(self.u.dtype)
+        if not bool(((rounded > 0) & rounded.isfinite()).all()):
+            raise DSFSystemError(
+                f"T holds an entry that is not positive and finite in u's {self.u.dtype}: a change of basis must be "
+                "invertible."
+            )
 
 
 def rescale_state(state: Tensor, T: Tensor) -> Tensor:
@@ -577,25 +601,14 @@ def rescale_state(state: Tensor, T: Tensor) -> Tensor:
     return T[:, 0, :, None, None].to(state.dtype) * state
 
 
-def check_gauge(T: Tensor, batch: int, length: int, num_heads: int) -> None:
-    """Raise `DSFSystemError` unless T is (b, t + 1, h), positive and finite."""
-    if tuple(T.shape) != (batch, length + 1, num_heads):
-        raise DSFSystemError(
-            f"T has shape {tuple(T.shape)}; give ({batch}, {length + 1}, {num_heads}): T_{{-1}} … T_{{t-1}} a head."
-        )
-    if not bool(((T > 0) & T.isfinite()).all()):
-        raise DSFSystemError("T holds an entry that is not positive and finite: a change of basis must be invertible.")
-
-
 def _as_channel_gain(gain: Tensor) -> Tensor:
     """View a gain (…, h) or (…, h, p) so that it multiplies (…, h, p); D and time-varying gains alike."""
     return gain[..., None] if gain.ndim in (1, 3) else gain
 
 
-def _to_rows(gain: Tensor, phi_ndim: int) -> Tensor:
-    """Move time last: (b, t, h[, p]) -> (b, h[, p|1], t), ready to scale Φ's rows or columns."""
-    rows = gain.movedim(1, -1)
-    return rows[:, :, None] if phi_ndim == 5 and gain.ndim == 3 else rows
+def _time_last(gain: Tensor) -> Tensor:
+    """Move time last: (b, t, h[, p]) -> (b, h, p or 1, t), ready to scale Φ's rows or columns."""
+    return _as_channel_gain(gain).movedim(1, -1)
 
 
 def _expand_gain(gain: Tensor | None, u: Tensor) -> Tensor:
@@ -604,8 +617,8 @@ def _expand_gain(gain: Tensor | None, u: Tensor) -> Tensor:
 
 
 def _zero_pads(phi: Tensor, padded: Tensor) -> Tensor:
-    rows = padded.reshape(padded.shape[0], *([1] * (phi.ndim - 3)), -1)
-    return phi.masked_fill(rows[..., :, None], 0.0).masked_fill(rows[..., None, :], 0.0)
+    """Zero the rows and columns of Φ (…, t, t) where `padded` (…, t) holds."""
+    return phi.masked_fill(padded[..., :, None] | padded[..., None, :], 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -638,17 +651,19 @@ class SoftmaxSystem:
     """(b,) number of real tokens at the front of each row."""
 
     def __post_init__(self) -> None:
-        if self.q.ndim != 4 or self.k.ndim != 4 or self.u.ndim != 4:
-            raise DSFSystemError("q, k and u must be (batch, time, heads, width).")
-        if self.q.shape[-1] != self.k.shape[-1] or self.q.shape[:2] != self.k.shape[:2]:
+        q, k, u = tuple(self.q.shape), tuple(self.k.shape), tuple(self.u.shape)
+        if not len(q) == len(k) == len(u) == 4:
+            raise DSFSystemError(f"q {q}, k {k} and u {u} must all be (batch, time, heads, width).")
+        if q[:2] != k[:2] or q[3] != k[3]:
+            raise DSFSystemError(f"q {q} and k {k} must share batch, time and width.")
+        if k[:3] != u[:3] or k[2] == 0 or q[2] % k[2]:
             raise DSFSystemError(
-                f"q {tuple(self.q.shape)} and k {tuple(self.k.shape)} must share batch, time and width."
+                f"u {u} must share batch, time and heads with k {k}, and the {k[2]} key heads must divide the {q[2]} "
+                "query heads."
             )
-        if self.k.shape[:3] != self.u.shape[:3] or self.q.shape[2] % self.k.shape[2]:
-            raise DSFSystemError(
-                f"u {tuple(self.u.shape)} must share batch, time and heads with k {tuple(self.k.shape)}, "
-                f"and the {self.k.shape[2]} key heads must divide the {self.q.shape[2]} query heads."
-            )
+        if not self.scale > 0:
+            raise DSFSystemError(f"scale={self.scale} is not positive: give the factor of the logits, usually 1/√m.")
+        _check_layout(self.starts, self.lengths, q[0], q[1])
 
     @property
     def state_size(self) -> float:
@@ -660,29 +675,24 @@ class SoftmaxSystem:
         """Number of steps t."""
         return self.q.shape[1]
 
-    def inner_input(self) -> Tensor:
-        """Return u with every query head's values: (b, t, h, p)."""
-        return expand_groups(self.u, self.q.shape[2])
-
     def logits(self) -> Tensor:
-        """Return s_ij in float64, -inf where j > i, across documents and at pads: (b, h, t, t)."""
+        """Return s_ij in float64, -inf where j > i and across documents: (b, h, t, t).
+
+        Pads stand behind a row's real tokens, which therefore never look at them.
+        """
         k_bthm = expand_groups(self.k, self.q.shape[2]).double()
         logits = torch.einsum("bihm,bjhm->bhij", self.q.double(), k_bthm) * self.scale
         allowed = causal_mask(self.length, self.q.device)[None]
         if self.starts is not None:
             document = self.starts.long().cumsum(1)
             allowed = allowed & (document[:, :, None] == document[:, None, :])
-        if self.lengths is not None:
-            real = torch.arange(self.length, device=self.q.device) < self.lengths[:, None]
-            allowed = allowed & real[:, None, :]
         return logits.masked_fill(~allowed[:, None], -math.inf)
 
     def transfer_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return Φ (b, h, t, t), the attention weights, computed in float64 and returned in `dtype`."""
-        phi = self.logits().softmax(-1).nan_to_num(0.0)
+        phi = self.logits().softmax(-1)
         if self.lengths is not None:
-            padded = torch.arange(self.length, device=self.q.device) >= self.lengths[:, None]
-            phi = _zero_pads(phi, padded)
+            phi = _zero_pads(phi, beyond(self.lengths, self.length)[:, None])
         return phi.to(dtype)
 
     def eigenvalues(self, realisation: str | None = None) -> Spectrum:
@@ -694,16 +704,13 @@ class SoftmaxSystem:
         Raises:
             DSFSystemError: unknown realisation.
         """
-        realisation = realisation or "normalised"
-        if realisation not in ("native", "normalised"):
-            raise DSFSystemError(f'realisation={realisation!r} is unknown: use "native" or "normalised".')
+        realisation = _checked_realisation(realisation or "normalised")
         lse = self.logits().logsumexp(-1).transpose(1, 2)
         values = (lse[:, :-1] - lse[:, 1:]).exp() if realisation == "normalised" else torch.ones_like(lse[:, 1:])
         if self.starts is not None:
             values = values.masked_fill(self.starts[:, 1:, None], 0.0)
         if self.lengths is not None:
-            padded = torch.arange(1, self.length, device=self.q.device) >= self.lengths[:, None]
-            values = values.masked_fill(padded[..., None], math.nan)
+            values = values.masked_fill(beyond(self.lengths, self.length)[:, 1:, None], math.nan)
         return Spectrum(values, realisation)
 
     def matrices(self) -> SystemMatrices:
@@ -735,7 +742,7 @@ class SoftmaxSystem:
         root = math.sqrt(self.scale)
         heads = self.q.shape[2]
         return DSFSystem(
-            u=self.inner_input().double(),
+            u=expand_groups(self.u, heads).double(),
             B=taylor_features(expand_groups(self.k, heads).double() * root, order),
             C=taylor_features(self.q.double() * root, order),
             transition=Identity(),

@@ -62,10 +62,11 @@ class SoftmaxAttentionConfig(DSFConfig):
     rope_parameters: RopeParameters | dict | None = None
     """Rotary settings of transformers (rope_type, rope_theta, …), for position_embedding="rope"."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def fill_defaults(self) -> None:
+        """Replace None by the default that depends on other fields."""
+        super().fill_defaults()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_heads
-        super().__post_init__(**kwargs)
 
     @property
     def cache_layer_type(self) -> str:
@@ -86,12 +87,6 @@ class SoftmaxAttentionConfig(DSFConfig):
             "attention_dropout",
             self.attention_dropout,
             "give a probability in [0, 1).",
-        )
-        require(
-            self.position_embedding != "rope" or self.state_size % 2 == 0,
-            "state_size",
-            self.state_size,
-            "rotary positions rotate pairs of features: choose an even width.",
         )
 
 

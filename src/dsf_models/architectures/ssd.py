@@ -10,7 +10,7 @@ Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024, section 3.3 (arXi
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class SSDConfig(DSFConfig):
     """Taps of the short causal convolution over x, B and C; 0 for none."""
     gate: str = "silu"
     """Activation of the output gate."""
-    output_norm: str = "rmsnorm"
+    output_norm: Literal["none", "rmsnorm"] = "rmsnorm"
     """Norm behind the gate."""
     n_groups: int = 1
     """Groups of heads that share B and C."""
@@ -66,6 +66,13 @@ class SSDConfig(DSFConfig):
     """Bounds that Δ is clamped to; None for none."""
     a_init_range: list[float | int] | tuple[float | int, ...] = (1.0, 16.0)
     """Range from which a = exp(A_log) is drawn at initialisation."""
+
+    def fill_defaults(self) -> None:
+        """Replace None by the default that depends on other fields, and ranges by lists, as JSON gives them back."""
+        super().fill_defaults()
+        self.a_init_range = list(self.a_init_range)
+        if self.time_step_limit is not None:
+            self.time_step_limit = list(self.time_step_limit)
 
     @classmethod
     def minimal(cls, **fields: Any) -> "SSDConfig":
@@ -89,11 +96,12 @@ class SSDConfig(DSFConfig):
             self.n_groups,
             f"must divide num_heads={self.num_heads}.",
         )
+        self._require_positive("time_step_min", "time_step_max")
         require(
-            0 < self.time_step_min <= self.time_step_max,
+            self.time_step_min <= self.time_step_max,
             "time_step_min",
             self.time_step_min,
-            f"must be positive and at most time_step_max={self.time_step_max}.",
+            f"must be at most time_step_max={self.time_step_max}.",
         )
         self._require_range("time_step_limit", lowest=0.0)
         self._require_range("a_init_range", lowest=math.ulp(0.0))
@@ -154,7 +162,7 @@ class SSDMixer(DSFMixer):
         """Return λ_i = exp(-Δ_i a), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
         shared = self.n_groups * self.state_size
         x, B, C = conv_out.split([self.inner_size, shared, shared], dim=-1)
-        delta = F.softplus(rest.to(self.dt_bias.dtype) + self.dt_bias)
+        delta = F.softplus(rest + self.dt_bias)
         if self.time_step_limit is not None:
             delta = delta.clamp(*self.time_step_limit)
         return DSFSystem(
@@ -171,28 +179,24 @@ class SSDModel(DSFModel):
     """SSD without a head."""
 
     config: SSDConfig
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
 
 
 class SSDForCausalLM(DSFForCausalLM):
     """SSD language model."""
 
     config: SSDConfig
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
 
 
 class SSDForSequenceClassification(DSFForSequenceClassification):
     """SSD sequence classifier."""
 
     config: SSDConfig
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
 
 
 class SSDForTokenClassification(DSFForTokenClassification):
     """SSD token classifier."""
 
     config: SSDConfig
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(SSDMixer.transition_parameters)
 
 
 register_architecture(

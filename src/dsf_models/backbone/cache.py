@@ -36,7 +36,6 @@ class _WindowMixin:
         """Store the window in place (a static address, for compiled decoding)."""
         if not self.is_conv_states_initialized[0]:
             LinearAttentionLayer.lazy_initialization(self, conv_states=window)
-            self.device = window.device
         self.conv_states[0].copy_(window.detach())
         self.has_previous_state[0] = True
 
@@ -45,6 +44,15 @@ class _WindowMixin:
             for index, value in states.items():
                 if value is not None:
                     states[index] = function(value)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse to forget single tokens: neither a recurrent state nor a window of inputs can be rolled back.
+
+        Raises:
+            RuntimeError: anything but 0 was asked for.
+        """
+        if tokens_to_remove:
+            raise RuntimeError("a recurrent state or convolution window cannot be rolled back token by token.")
 
 
 class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
@@ -65,7 +73,10 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
 
     def read_state(self) -> Tensor | None:
         """Return the recurrent state, or None before the first write."""
-        return self.recurrent_states[0] if self.is_initialized and self.has_previous_state[0] else None
+        if not (self.is_initialized and self.has_previous_state[0]):
+            return None
+        # Where gradients are computed, backward needs the state that `write_state` is about to overwrite.
+        return self.recurrent_states[0].clone() if torch.is_grad_enabled() else self.recurrent_states[0]
 
     def write_state(self, state: Tensor, num_tokens: int) -> None:
         """Store the recurrent state in place, detached, and count the tokens that led to it."""
@@ -107,27 +118,10 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         """Return the length and offset that a mask over the whole past would have."""
         return self.get_seq_length() + query_length, 0
 
-    def get_max_length(self) -> int:
-        """Return -1: a state has no maximum length."""
-        return -1
-
     def reset(self) -> None:
         """Forget everything, keeping the memory."""
         LinearAttentionLayer.reset(self)
         self.cumulative_length.zero_()
-
-    def offload(self) -> None:
-        """Move the states to the CPU."""
-        LinearAttentionLayer.offload(self)
-
-    def prefetch(self) -> None:
-        """Move the states back to the layer's device."""
-        LinearAttentionLayer.prefetch(self)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select beams."""
-        if self.is_initialized:
-            LinearAttentionLayer.reorder_cache(self, beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
@@ -137,27 +131,12 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         """Keep the rows `indices`."""
         self._map_states(lambda state: state[indices])
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to forget single tokens: a recurrent state has none of them.
-
-        Raises:
-            RuntimeError: anything but 0 was asked for.
-        """
-        if tokens_to_remove:
-            raise RuntimeError("a recurrent state cannot be rolled back token by token.")
-
 
 class DSFAttentionLayer(_WindowMixin, LinearAttentionAndFullAttentionLayer):
     """Growing keys and values of a softmax layer with a short convolution, and the convolution's window."""
 
     _layer_type = "dsf_attention"
     is_croppable = False
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select beams."""
-        if self.is_conv_states_initialized[0]:
-            LinearAttentionLayer.reorder_cache(self, beam_idx)
-        DynamicLayer.reorder_cache(self, beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
@@ -206,7 +185,8 @@ def checked_layer(cache: Cache, layer_idx: int) -> DSFStateLayer | DSFAttentionL
     layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
     if not isinstance(layer, _WindowMixin):
         raise ValueError(
-            f"{CACHE_NAME} holds {type(layer).__name__} for layer {layer_idx}, which keeps no recurrent state: "
+            f"{CACHE_NAME} holds {'nothing' if layer is None else type(layer).__name__} for layer {layer_idx}, where a "
+            "recurrent state or a convolution window belongs: "
             f"build it with {type(cache).__name__}(config=model.config, …)."
         )
     return layer

@@ -1,11 +1,13 @@
 """The configuration that every architecture shares: sizes, block structure, positions, initialisation."""
 
 import difflib
+import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 __all__ = ["DSFConfig", "require"]
 
@@ -21,14 +23,12 @@ _TRANSFORMERS_KEYS = frozenset(
         "decoder_start_token_id",
         "experts_implementation",
         "finetuning_task",
-        "is_causal",
         "is_decoder",
         "layer_types",
         "model_type",
         "name_or_path",
         "num_labels",
         "output_attentions",
-        "per_layer_config",
         "quantization_config",
         "sep_token_id",
         "task_specific_params",
@@ -57,6 +57,7 @@ class DSFConfig(PreTrainedConfig):
     Raises:
         ValueError: a field is unknown (the closest names are offered), or a value makes no sense; the message names
             the field, the value and the remedy.
+        StrictDataclassFieldValidationError: a value is of the wrong type.
     """
 
     model_type: ClassVar[str] = "dsf"
@@ -131,8 +132,19 @@ class DSFConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("layer_types", None)
+        for alias, field in self.attribute_map.items():
+            if alias in kwargs:
+                setattr(self, field, kwargs.pop(alias))
         self._refuse_unknown(kwargs)
-        self._require_positive("hidden_size", "num_heads")
+        self._require_positive("hidden_size", "num_heads", "expand")
+        self.fill_defaults()
+        super().__post_init__(**kwargs)
+        # The strict base class runs the validators too, but wraps what they raise.
+        self.validate_token_ids()
+        self.validate_architecture()
+
+    def fill_defaults(self) -> None:
+        """Replace None by the default that depends on other fields."""
         if self.head_dim is None:
             inner = self.expand * self.hidden_size
             require(
@@ -144,7 +156,6 @@ class DSFConfig(PreTrainedConfig):
             self.head_dim = int(inner // self.num_heads)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        super().__post_init__(**kwargs)
 
     @property
     def inner_size(self) -> int:
@@ -170,6 +181,18 @@ class DSFConfig(PreTrainedConfig):
     def validate_layer_type(self) -> None:
         """Accept the project's own cache layer types, which transformers' list does not hold."""
 
+    def validate_token_ids(self) -> None:
+        """Raise where a special token lies outside the vocabulary."""
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            require(
+                all(0 <= token < self.vocab_size for token in ids),
+                name,
+                value,
+                f"give a token of the vocabulary (0 to {self.vocab_size - 1}), or None.",
+            )
+
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
         self._require_positive(
@@ -188,10 +211,11 @@ class DSFConfig(PreTrainedConfig):
             self.conv_kernel,
             "use 0 (none) or at least 2 taps.",
         )
+        require(not self.is_encoder_decoder, "is_encoder_decoder", True, "every architecture here is a decoder.")
         self._require_activation("gate", allow_none=True)
         self._require_activation("hidden_act")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
-        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "give a small positive number, e.g. 1e-6.")
+        self._require_positive("norm_eps", "initializer_range")
         require(
             self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
             "channel_mixer_depth",
@@ -220,10 +244,34 @@ class DSFConfig(PreTrainedConfig):
             "rope",
             f'{self.model_type} has no queries and keys to rotate: use "none" or "learned".',
         )
+        if self.position_embedding == "rope":
+            self._validate_rope_parameters()
+
+    def _validate_rope_parameters(self) -> None:
+        rope_type = self.rope_parameters["rope_type"]
+        require(
+            rope_type == "default" or rope_type in ROPE_INIT_FUNCTIONS,
+            "rope_parameters",
+            self.rope_parameters,
+            f"unknown rope_type; choose one of {', '.join(['default', *ROPE_INIT_FUNCTIONS])}.",
+        )
+        require(
+            self.max_position_embeddings is not None or rope_type in ("default", "linear", "proportional"),
+            "max_position_embeddings",
+            None,
+            f"rope_type={rope_type!r} depends on the longest sequence: set it.",
+        )
+        share = self.rope_parameters.get("partial_rotary_factor") or 1.0
+        require(
+            int(self.state_size * share) % 2 == 0 and 0 < share <= 1,
+            "state_size",
+            self.state_size,
+            f"rotary positions rotate pairs of features: choose an even width (partial_rotary_factor is {share}).",
+        )
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive.")
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive and finite.")
 
     def _require_activation(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)

@@ -5,7 +5,7 @@
   pads.
 * Documents: a boundary is a change of seq_idx, else of cu_seq_lens, else position_ids[t] != position_ids[t-1] + 1
   (the last only where there is no mask). A cached segment's first token starts a document only if its position is 0.
-* Positions: given, or counted over real tokens (mask), or counted on from the cache.
+* Positions: given, or counted over the real tokens of each document, on from the past where the document goes on.
 
 Letters: b batch, t time.
 """
@@ -51,6 +51,11 @@ class TokenLayout:
         index = self.order[..., None].expand(-1, -1, x.shape[-1])
         return torch.zeros_like(x).scatter(1, index, x.masked_fill(~real[..., None], 0.0))
 
+    def document_offsets(self) -> Tensor:
+        """Return where documents start with all rows laid end to end, and where the last one ends: (documents + 1,)."""
+        starts = F.pad(self.documents[:, 1:] != self.documents[:, :-1], (1, 0), value=True).flatten()
+        return F.pad(starts.nonzero().flatten(), (0, 1), value=starts.numel()).int()
+
 
 def recurrent_mask(
     config: object, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: object
@@ -90,34 +95,45 @@ def build_layout(
         infer_documents: whether jumps of position_ids start documents (only right where the caller gave no mask).
 
     Raises:
-        ValueError: the mask is shorter than past and segment together, or cu_seq_lens comes with several rows.
+        ValueError: the mask does not cover past and segment together, a shape does not fit, or cu_seq_lens comes with
+            several rows.
     """
     batch, length = inputs_embeds.shape[:2]
-    device = inputs_embeds.device
     past = cache.get_seq_length() if cache is not None else 0
-    _check_mask(full_mask, past, length)
-    documents = _documents(position_ids if infer_documents else None, seq_idx, cu_seq_lens, batch, length)
-    if position_ids is None:
-        position_ids = _count_positions(full_mask, past, length, device)
+    _check_shapes(batch, length, past, full_mask, position_ids, seq_idx)
     order = lengths = None
     if mask is not None:
         order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
         lengths = mask.sum(1)
-    starts = None if documents is None else _starts(documents, order, position_ids, past)
-    return TokenLayout(
-        position_ids=position_ids,
-        order=order,
-        lengths=lengths,
-        starts=starts,
-        documents=None if starts is None else documents,
-    )
+    documents = _documents(position_ids if infer_documents else None, seq_idx, cu_seq_lens, batch, length)
+    if documents is None:
+        if position_ids is None:
+            position_ids = _count_positions(full_mask, past, length, inputs_embeds.device)
+        return TokenLayout(position_ids, order, lengths)
+    changes = _changes(documents, order)
+    if position_ids is None:
+        position_ids = _count_within_documents(changes, order, lengths, full_mask, past)
+    starts = _starts(changes, order, position_ids, past)
+    return TokenLayout(position_ids, order, lengths, starts, None if starts is None else documents)
 
 
-def _check_mask(full_mask: Tensor | None, past: Tensor | int, length: int) -> None:
+def _check_shapes(
+    batch: int,
+    length: int,
+    past: Tensor | int,
+    full_mask: Tensor | None,
+    position_ids: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    for name, value in (("position_ids", position_ids), ("seq_idx", seq_idx)):
+        if value is not None and (value.shape[-1] != length or value.shape[0] not in (1, batch)):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: give ({batch}, {length}), one number a token.")
     if full_mask is None or torch.compiler.is_compiling():
         return
+    if full_mask.shape[0] != batch:
+        raise ValueError(f"attention_mask has {full_mask.shape[0]} rows, but the inputs have {batch}.")
     needed = int(past) + length
-    if full_mask.shape[1] < needed:
+    if full_mask.shape[1] != needed:
         raise ValueError(
             f"attention_mask covers {full_mask.shape[1]} tokens, but {CACHE_NAME} and the inputs hold {needed}: "
             "pass the mask of the whole sequence, past tokens included."
@@ -127,7 +143,7 @@ def _check_mask(full_mask: Tensor | None, past: Tensor | int, length: int) -> No
 def _count_positions(full_mask: Tensor | None, past: Tensor | int, length: int, device: torch.device) -> Tensor:
     if full_mask is None:
         return (torch.arange(length, device=device) + past)[None]
-    return (full_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+    return ((full_mask != 0).cumsum(1) - 1).clamp(min=0)[:, -length:]
 
 
 def _documents(
@@ -149,14 +165,35 @@ def _documents(
     return None
 
 
-def _starts(documents: Tensor, order: Tensor | None, position_ids: Tensor, past: Tensor | int) -> Tensor | None:
-    """Return where documents start, (b, t) in gathered order; None where eager mode sees that none does."""
-    position_ids = position_ids.expand(documents.shape)
+def _changes(documents: Tensor, order: Tensor | None) -> Tensor:
+    """Return (b, t) True where the document differs from that of the token before, in gathered order."""
     if order is not None:
-        documents, position_ids = documents.gather(1, order), position_ids.gather(1, order)
-    starts = torch.cat([position_ids[:, :1] == 0, documents[:, 1:] != documents[:, :-1]], dim=1)
+        documents = documents.gather(1, order)
+    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+
+
+def _count_within_documents(
+    changes: Tensor, order: Tensor | None, lengths: Tensor | None, full_mask: Tensor | None, past: Tensor | int
+) -> Tensor:
+    """Count positions (b, t) from each document's start; a cached segment's first document goes on from the past."""
+    count = torch.arange(changes.shape[1], device=changes.device).expand_as(changes)
+    before = torch.where(changes, count, 0).cummax(1).values
+    real = changes.shape[1] if lengths is None else lengths[:, None]
+    seen = past if full_mask is None else (full_mask != 0).sum(1, keepdim=True) - real
+    positions = count - before + seen * (before == 0)
+    if order is None:
+        return positions
+    return torch.zeros_like(order).scatter(1, order, positions.masked_fill(count >= real, 0))
+
+
+def _starts(changes: Tensor, order: Tensor | None, position_ids: Tensor, past: Tensor | int) -> Tensor | None:
+    """Return where documents start, (b, t) in gathered order; None where eager mode sees that none does."""
+    if order is not None:
+        position_ids = position_ids.expand(order.shape).gather(1, order[:, :1])
+    first = (position_ids[:, :1] == 0).expand(changes.shape[0], -1)
+    starts = torch.cat([first, changes[:, 1:]], dim=1)
     if torch.compiler.is_compiling():
         return starts
     # Without a past the first token needs no reset: the state is zero.
-    relevant = starts if int(past) > 0 else starts[:, 1:]
+    relevant = starts if int(past) > 0 else changes
     return starts if bool(relevant.any()) else None

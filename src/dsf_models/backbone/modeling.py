@@ -4,12 +4,13 @@ Letters: b batch, t time, d hidden_size, v vocabulary.
 """
 
 import difflib
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
     create_causal_mask,
@@ -28,12 +29,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
+from .generation import DSFGenerationMixin
 from .inspection import InspectionMixin
 from .layers import LearnedPositions, ShortConvolution, build_channel_mixer, build_norm
 from .layout import TokenLayout, build_layout, recurrent_mask
+from .loss import aligned_targets, causal_lm_loss
 from .mixer import DSFMixer
 from .positions import DSFRotaryEmbedding
-from .registry import mixer_class
+from .registry import get_architecture, mixer_class
 
 __all__ = [
     "DSFBlock",
@@ -56,7 +59,11 @@ LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
     "dsf_state": recurrent_mask,
 }
 
-_FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "is_causal", "logits_to_keep"}
+_FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__)
+_HINTED_KEYWORDS = sorted(
+    _FORWARD_KEYWORDS
+    | {"attention_mask", "inputs_embeds", "label_alignment", "labels", "logits_to_keep", "seq_idx", "use_cache"}
+)
 
 
 class DSFBlock(GradientCheckpointingLayer):
@@ -103,6 +110,30 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
     _supports_sdpa = True
     _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock}
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Self:
+        """Load a model as transformers does, from safetensors files alone.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a repository of the Hub.
+            model_args: passed on to the constructor.
+            kwargs: keywords of `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: use_safetensors=False; unpickling a .bin file can run any code that somebody put into it.
+            OSError: there is no safetensors file, or one is damaged.
+        """
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError(
+                "use_safetensors=False: only safetensors files are loaded, since unpickling can run foreign code; "
+                "convert the file with safetensors.torch.save_file."
+            )
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+        except SafetensorError as error:
+            name = _damaged_file(pretrained_model_name_or_path) or pretrained_model_name_or_path
+            raise OSError(f"{name} is damaged or cut off ({error}): copy or download it again.") from error
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -133,8 +164,19 @@ class DSFModel(DSFPreTrainedModel):
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
         self.layer_types = config.layer_types
+        self.keeps_keys = bool(set(self.layer_types) & set(ATTENTION_LAYER_TYPES))
         self.gradient_checkpointing = False
+        self._keep_transition_parameters_in_float32()
         self.post_init()
+
+    def _keep_transition_parameters_in_float32(self) -> None:
+        """Keep the parameters of Λ in at least float32, however the model is built or loaded."""
+        mixers = [block.token_mixer for block in self.layers]
+        self._keep_in_fp32_modules_strict = {name for mixer in mixers for name in mixer.transition_parameters}
+        for mixer in mixers:
+            for name in mixer.transition_parameters:
+                parameter = getattr(mixer, name)
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
     @capture_outputs
     def forward(
@@ -175,7 +217,8 @@ class DSFModel(DSFPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = resolve_cache(past_key_values, cache)
-        cache = None if self._checkpoints_now(cache, use_cache) else cache
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            cache, use_cache = self._without_cache(cache, use_cache)
         masks, full_mask = self._masks_given(hidden, attention_mask)
         layout = build_layout(
             hidden,
@@ -185,10 +228,14 @@ class DSFModel(DSFPreTrainedModel):
             cache,
             seq_idx=seq_idx,
             cu_seq_lens=kwargs.get("cu_seq_lens_q"),
-            infer_documents=attention_mask is None,
+            infer_documents=attention_mask is None and self._positions_tell_documents(cache),
         )
-        cache = self._resolve_use_cache(cache, use_cache, layout)
-        self._add_causal_masks(masks, hidden, full_mask, cache, layout)
+        if cache is None and self._wants_cache(use_cache, layout):
+            cache = DynamicCache(config=self.config)
+        if self.keeps_keys:
+            self._add_causal_masks(masks, hidden, full_mask, cache, layout)
+            if layout.documents is not None:
+                kwargs = self._varlen_keywords(layout, full_mask) | kwargs
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
@@ -199,21 +246,20 @@ class DSFModel(DSFPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE_NAME: cache})
 
-    def _checkpoints_now(self, cache: Cache | None, use_cache: bool | None) -> bool:
-        """Whether blocks are recomputed in backward, so that a cache would be written twice."""
-        checkpoints = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        if checkpoints and (cache is not None or use_cache):
+    def _without_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[None, bool]:
+        """Drop the cache where blocks are recomputed in backward, which would write it twice."""
+        if cache is not None or use_cache:
             logger.warning_once("activation checkpointing recomputes the blocks, so the cache is not used in training.")
-        return checkpoints
+        return None, False
 
-    def _resolve_use_cache(self, cache: Cache | None, use_cache: bool | None, layout: TokenLayout) -> Cache | None:
-        if self._checkpoints_now(None, None) or use_cache is False:
-            return cache if use_cache is not False else None
-        if use_cache is None and cache is None:
-            use_cache = self.config.use_cache and not self.training and layout.starts is None
-        if use_cache and cache is None:
-            return DynamicCache(config=self.config)
-        return cache
+    def _wants_cache(self, use_cache: bool | None, layout: TokenLayout) -> bool:
+        if use_cache is None:
+            return self.config.use_cache and not self.training and layout.starts is None
+        return use_cache
+
+    def _positions_tell_documents(self, cache: Cache | None) -> bool:
+        """Whether jumps of position_ids count; a compiled graph cannot see that a cached segment has none of them."""
+        return not (self.keeps_keys and cache is not None and torch.compiler.is_compiling())
 
     def _masks_given(
         self, hidden: Tensor, attention_mask: Tensor | dict[str, Tensor | None] | None
@@ -226,7 +272,7 @@ class DSFModel(DSFPreTrainedModel):
             if attention_mask.ndim != 4 or not only_attention:
                 raise ValueError(
                     f"attention_mask has {attention_mask.ndim} dimensions: give a padding mask (batch, length); "
-                    "a recurrent layer cannot follow an arbitrary attention pattern."
+                    "recurrent layers and short convolutions cannot follow an arbitrary attention pattern."
                 )
             return {"dsf_state": None, "full_attention": attention_mask}, None
         return {"dsf_state": recurrent_mask(self.config, hidden, attention_mask)}, attention_mask
@@ -256,8 +302,20 @@ class DSFModel(DSFPreTrainedModel):
                 **{CACHE_NAME: cache},
             )
 
+    def _varlen_keywords(self, layout: TokenLayout, full_mask: Tensor | None) -> dict[str, Any]:
+        """Return how FlashAttention is told of documents: it takes no mask function, only offsets of flattened rows."""
+        if "flash" not in self.config._attn_implementation:
+            return {}
+        if full_mask is not None and not bool((full_mask != 0).all()):
+            raise ValueError(
+                "FlashAttention takes packed documents or pads, not both: leave the pads out, or use "
+                'attn_implementation="sdpa".'
+            )
+        offsets, longest = layout.document_offsets(), layout.documents.shape[1]
+        return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
 
-class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
+
+class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
     """Language model: a `DSFModel` and a linear head over the vocabulary."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -269,6 +327,7 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
         self.model = base_model_class(type(self))(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_function = causal_lm_loss
         self.post_init()
 
     @can_return_tuple
@@ -290,8 +349,8 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
 
         Arguments that `DSFModel.forward` has too are explained there. Further ones:
 
-        * labels: (b, t), -100 where nothing is scored.
-        * logits_to_keep: number of last positions (0: all), or their indices.
+        * labels: (b, t), -100 where nothing is scored. Pads are never scored, and predict nothing.
+        * logits_to_keep: number of last positions (0: all), or their indices; only these are scored.
         * label_alignment: "next" scores the output at t against labels[t + 1], "same" against labels[t]; default: the
           configuration's.
         * num_items_in_batch: the number of labels over accumulated batches, to weight the loss by tokens.
@@ -308,15 +367,18 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **{CACHE_NAME: resolve_cache(past_key_values, cache)},
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            aligned = self._aligned_labels(labels, label_alignment or self.config.label_alignment)
+            mask = recurrent_mask(self.config, labels, attention_mask) if isinstance(attention_mask, Tensor) else None
+            targets = aligned_targets(labels, label_alignment or self.config.label_alignment, mask)
+            targets = slice_logits_to_keep(targets[..., None], logits_to_keep)[..., 0]
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **aligned, **kwargs
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, shift_labels=targets, **kwargs
             )
         return CausalLMOutputWithPast(
             loss=loss,
@@ -326,16 +388,17 @@ class DSFForCausalLM(DSFPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
-    def _aligned_labels(self, labels: Tensor, alignment: str) -> dict[str, Tensor]:
-        if alignment not in ("next", "same"):
-            raise ValueError(
-                f'label_alignment={alignment!r}: use "next" (shifted by the loss) or "same" (already aligned).'
-            )
-        return {"shift_labels": labels} if alignment == "same" else {}
+    def _get_name(self) -> str:
+        """Return the class's name, marked where labels are aligned: by it Trainer shifts them for smoothing."""
+        name = super()._get_name()
+        return name if self.config.label_alignment == "next" else f"{name}[{self.config.label_alignment}]"
 
 
 class DSFForSequenceClassification(DSFPreTrainedModel):
     """Classifier or regressor over whole sequences: a linear head on the last real token."""
+
+    accepts_loss_kwargs = False
+    """Tells Trainer that the loss is a mean over the batch, to be divided by the number of accumulated batches."""
 
     def __init__(self, config: DSFConfig) -> None:
         super().__init__(config)
@@ -367,6 +430,7 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **{CACHE_NAME: resolve_cache(past_key_values, cache)},
             **kwargs,
         )
@@ -375,7 +439,8 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
         logits = self.score(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+            scored = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = self.loss_function(logits=scored, labels=labels, pooled_logits=scored, config=self.config)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -387,7 +452,7 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
     def _last_real_token(self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden: Tensor) -> Tensor:
         """Return the slot of each row's last real token: by the mask, else by pad_token_id, else the last slot."""
         batch, length = hidden.shape[:2]
-        if attention_mask is not None:
+        if attention_mask is not None and attention_mask.ndim == 2:
             real = attention_mask[:, -length:].bool()
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
@@ -414,14 +479,16 @@ class DSFForTokenClassification(DSFPreTrainedModel):
     ) -> TokenClassifierOutput:
         """Compute logits for every token, and the loss where labels (b, t) are given.
 
-        Arguments are those of `DSFModel.forward`.
+        Arguments are those of `DSFModel.forward`, and num_items_in_batch, as for `DSFForCausalLM`.
 
         Returns:
             loss (), logits (b, t, labels) and, if asked for, hidden states.
         """
-        outputs = self.model(input_ids=input_ids, **kwargs)
+        outputs = self.model(input_ids=input_ids, return_dict=True, **kwargs)
         logits = self.score(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, config=self.config)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -429,16 +496,25 @@ class DSFForTokenClassification(DSFPreTrainedModel):
 
 def base_model_class(head_class: type[DSFPreTrainedModel]) -> type[DSFModel]:
     """Return the base model class that belongs to a head class: the one registered for its configuration class."""
-    from .registry import get_architecture
-
     return get_architecture(head_class.config_class.model_type.removeprefix("dsf_")).model_class
 
 
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in _FORWARD_KEYWORDS:
-            close = difflib.get_close_matches(
-                name, [*_FORWARD_KEYWORDS, "attention_mask", "position_ids", "seq_idx"], n=1
-            )
+            close = difflib.get_close_matches(name, _HINTED_KEYWORDS, n=1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise TypeError(f"forward got an unknown keyword {name!r}{hint}")
+    if kwargs.get("is_causal") is False:
+        raise ValueError("is_causal=False: an output never depends on later tokens; leave is_causal out.")
+
+
+def _damaged_file(folder: str | Path) -> Path | None:
+    """Return the first safetensors file of a local folder that cannot be opened."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return path
+    return None

@@ -35,9 +35,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def initial_state(system: DSFSystem) -> Tensor:
     """Return the zero state of a system: (b, h, n, p), or (b, h, n, p + 1) with the normaliser's column."""
-    batch, _, num_heads, head_dim = system.u.shape
-    shape = (batch, num_heads, system.B.shape[-1], head_dim + int(system.normalized))
-    return torch.zeros(shape, dtype=compute_dtype(system.u.dtype), device=system.u.device)
+    return torch.zeros(system.state_shape, dtype=compute_dtype(system.u.dtype), device=system.u.device)
 
 
 def evaluate(
@@ -65,8 +63,8 @@ def evaluate(
         raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
     if chunk_size is not None and chunk_size < 1:
         raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
-    dtype = compute_dtype(system.u.dtype)
-    work = system if system.u.dtype == dtype else system.to(dtype)
+    # A float32 system is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
+    work = system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
     state = _checked_state(work, state)
     with _full_precision(system.u.device.type):
         if mode == "recurrent":
@@ -82,15 +80,15 @@ def evaluate(
 def _checked_state(system: DSFSystem, state: Tensor | None) -> Tensor:
     if state is None:
         return initial_state(system)
-    batch, _, num_heads, head_dim = system.u.shape
-    expected = (batch, num_heads, system.B.shape[-1], head_dim + int(system.normalized))
-    if tuple(state.shape) != expected:
-        raise DSFSystemError(f"state has shape {tuple(state.shape)}; this system carries {expected} (b, h, n, p).")
+    if tuple(state.shape) != system.state_shape:
+        raise DSFSystemError(
+            f"state has shape {tuple(state.shape)}; give {system.state_shape}: (b, h, n, p), p + 1 with a normaliser."
+        )
     return state.to(system.u.dtype)
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
     """Switch autocast off: states and running decays are never computed in half precision."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -27,9 +27,9 @@ def evaluate_matrix(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(transition, Identity):
         from_start = to_end = torch.ones(1, 1, 1, dtype=state.dtype, device=state.device)
     else:
-        products = transition.products(length).to(state.dtype)
-        to_end = products[..., -1, :]
-        from_start = products[..., :, 0] * transition.values()[:, :1].transpose(1, 2).to(state.dtype)
+        products = transition.products(length)
+        to_end = products[..., -1, :].to(state.dtype)
+        from_start = (products[..., :, 0] * transition.values()[:, :1].transpose(1, 2)).to(state.dtype)
     raw = torch.einsum("bhij,bjhp->bihp", weights, drive)
     raw = raw + torch.einsum("bihn,bhnp->bihp", C_bthn, state) * from_start.transpose(1, 2)[..., None]
     added = torch.einsum("bjhn,bjhp->bhnp", B_bthn * to_end.transpose(1, 2)[..., None], drive)

@@ -24,12 +24,11 @@ def evaluate_sequential(system: DSFSystem, state: Tensor | None = None) -> tuple
     batch, length, num_heads, _ = system.u.shape
     B = expand_groups(system.B, num_heads).expand(batch, length, -1, -1).unbind(1)
     C = expand_groups(system.C, num_heads).expand(batch, length, -1, -1).unbind(1)
-    drive = system.drive()
-    shape = (batch, num_heads, system.B.shape[-1], drive.shape[-1])
-    state = torch.zeros(shape, dtype=torch.float64, device=system.u.device) if state is None else state.double()
+    state = torch.zeros(system.state_shape, dtype=torch.float64, device=system.u.device) if state is None else state
+    state = state.double()
     padded = system.padded
     raw = []
-    for time, drive_bhp in enumerate(drive.unbind(1)):
+    for time, drive_bhp in enumerate(system.drive().unbind(1)):
         decayed = system.transition.step(state, time)
         if system.starts is not None:
             decayed = decayed.masked_fill(system.starts[:, time, None, None, None], 0.0)

@@ -7,19 +7,20 @@ for j <= i:
 
 Running sums are float64, one scalar a step and head: float32 differences of them lose 1e-3 where λ is reset to 0.
 
-Letters: b batch, k chunks, c chunk length (i rows, j columns), h heads, g groups, r = h/g heads a group, n states, p
-head width.
+Letters: b batch, k chunks, c chunk length (i rows, j columns), h heads, g groups of r heads each that share B and C, n
+states, p head width, x = r·p. B and C make one product a group; V, decays and states are viewed as (…, g, r, …).
 
 Source: the block decomposition of semiseparable matrices, Dao & Gu 2024 (arXiv 2405.21060), section 6.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..system import LOG_ZERO, DSFSystem, Identity, ScalarDecay, causal_mask
+from ..system import LOG_ZERO, DSFSystem, Identity, ScalarDecay, expand_groups
 
 __all__ = ["DEFAULT_CHUNK", "evaluate_chunked"]
 
@@ -38,105 +39,114 @@ def evaluate_chunked(system: DSFSystem, state: Tensor, chunk_size: int = DEFAULT
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
     """
-    drive, length = system.drive(), system.length
+    length = system.length
     chunk = min(chunk_size, length)
+    B, C = (_chunks(factor, chunk) for factor in _factors(system))
+    groups = B.shape[3]
+    V = _chunks(system.drive(), chunk).unflatten(3, (groups, -1))
+    state = state.unflatten(1, (groups, -1)).transpose(2, 3)
     transition = system.effective_transition()
-    B, C = (_chunks(x if x.shape[1] == length else x.expand(-1, length, -1, -1), chunk) for x in (system.B, system.C))
-    values = _chunks(drive, chunk)
     if isinstance(transition, Identity):
-        raw, state = _scan_identity(values, B, C, state)
+        raw, state = _scan_identity(V, B, C, state)
     else:
-        raw, state = _scan_scalar(values, B, C, *_log_decays(transition, drive, chunk), state)
-    return system.read(raw.flatten(1, 2)[:, :length]), state
+        raw, state = _scan_scalar(V, B, C, *_chunk_decays(transition, system, chunk, groups), state)
+    return system.read(raw.flatten(3, 4).flatten(1, 2)[:, :length]), state.transpose(2, 3).flatten(1, 2)
 
 
-def _chunks(x: Tensor, chunk: int) -> Tensor:
-    """Cut time into chunks, the last one filled up with zeros (λ = 1, no input): (b, t, …) -> (b, k, c, …)."""
+def _factors(system: DSFSystem) -> tuple[Tensor, Tensor]:
+    """Return B and C at every step, with equally many groups: (b|1, t, g, n)."""
+    B, C = (x if x.shape[1] == system.length else x.expand(-1, system.length, -1, -1) for x in (system.B, system.C))
+    if B.shape[2] == C.shape[2]:
+        return B, C
+    return expand_groups(B, system.num_heads), expand_groups(C, system.num_heads)
+
+
+def _chunks(x: Tensor, chunk: int, fill: float = 0.0) -> Tensor:
+    """Cut time into chunks, the last one filled up (log λ = 0, no input): (b, t, …) -> (b, k, c, …)."""
     missing = -x.shape[1] % chunk
     if missing:
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing), value=fill)
     return x.unflatten(1, (-1, chunk))
 
 
-def _log_decays(transition: ScalarDecay, drive: Tensor, chunk: int) -> tuple[Tensor, Tensor | None]:
-    """Return running log-decays (float64) and running signs inside each chunk: (b, k, h, c)."""
-    shape = (transition.log_decay.shape[0], drive.shape[1], drive.shape[2])
-    log_decay = transition.log_decay.double().clamp(min=LOG_ZERO).expand(shape)
-    running = _chunks(log_decay, chunk).transpose(2, 3).cumsum(-1)
-    if transition.sign is None:
-        return running, None
-    missing = -drive.shape[1] % chunk
-    sign = F.pad(transition.sign.to(drive.dtype).expand(shape), (0, 0, 0, missing), value=1.0)
-    return running, sign.unflatten(1, (-1, chunk)).transpose(2, 3).cumprod(-1)
+def _chunk_decays(transition: ScalarDecay, system: DSFSystem, chunk: int, groups: int) -> tuple[Tensor, Tensor | None]:
+    """Return log λ (float64) and its sign at the steps of each chunk: (b|1, k, g, r, c)."""
+    shape = (transition.log_decay.shape[0], system.length, system.num_heads)
+
+    def by_group(x: Tensor, fill: float) -> Tensor:
+        return _chunks(x.expand(shape), chunk, fill).transpose(2, 3).unflatten(2, (groups, -1))
+
+    sign = transition.sign
+    log_decay = by_group(transition.log_decay.double().clamp(min=LOG_ZERO), 0.0)
+    return log_decay, None if sign is None else by_group(sign.to(system.u.dtype), 1.0)
 
 
 def _scan_identity(V: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum up: Y = tril(C B^T) V + C S, S' = S + B^T V for all chunks; V (b, k, c, h, p) -> Y of its shape."""
-    weights = _group_scores(B, C).tril()
-    local = _outer_states(B, V)
-    before, last = _carry(local, None, state)
-    return _apply_weights(weights, V) + _read_states(C, before), last
+    """Sum up: Y = tril(C B^T) V + C S, S' = S + B^T V for all chunks; V (b, k, c, g, r, p) -> Y of its shape."""
+    B_bkgnc, C_bkgcn = B.permute(0, 1, 3, 4, 2), C.transpose(2, 3)
+    V_bkgcx = V.flatten(4).transpose(2, 3)
+    before, last = _carry(B_bkgnc @ V_bkgcx, None, state)
+    Y_bkgcx = (C_bkgcn @ B_bkgnc).tril() @ V_bkgcx + C_bkgcn @ before
+    return Y_bkgcx.transpose(2, 3).unflatten(4, V.shape[4:]), last
 
 
 def _scan_scalar(
-    V: Tensor, B: Tensor, C: Tensor, running: Tensor, sign: Tensor | None, state: Tensor
+    V: Tensor, B: Tensor, C: Tensor, log_decay: Tensor, sign: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Evaluate all chunks at once with scalar decays; V (b, k, c, h, p) -> Y of its shape, and the last state."""
-    dtype = V.dtype
-    mask = causal_mask(running.shape[-1], running.device)
-    between = (running[..., :, None] - running[..., None, :]).to(dtype).masked_fill(~mask, -math.inf).exp()
-    from_start = running.to(dtype).exp()
-    to_end = (running[..., -1:] - running).to(dtype).exp()
-    total = from_start[..., -1]
-    if sign is not None:
-        between = between * sign[..., :, None] * sign[..., None, :]
-        from_start, to_end, total = from_start * sign, to_end * sign * sign[..., -1:], total * sign[..., -1]
-    heads, groups = V.shape[3], B.shape[3]
-    weights = _group_scores(B, C).repeat_interleave(heads // groups, dim=2) if groups < heads else _group_scores(B, C)
-    local = _outer_states(B, V * to_end.transpose(2, 3)[..., None])
-    before, last = _carry(local, total, state)
-    inter = _read_states(C, before) * from_start.transpose(2, 3)[..., None]
-    return _apply_weights(weights * between, V) + inter, last
+    """Evaluate all chunks at once with scalar decays; V (b, k, c, g, r, p) -> Y of its shape, and the last state."""
+    B_bkgnc, C_bkgcn = B.permute(0, 1, 3, 4, 2), C.transpose(2, 3)
+    between, from_start, to_end = _products(log_decay, sign, V.dtype)
+    decayed = V * to_end.movedim(-1, 2)[..., None]
+    before, last = _carry(B_bkgnc @ decayed.flatten(4).transpose(2, 3), from_start[..., -1], state)
+    weights = (C_bkgcn @ B_bkgnc)[:, :, :, None] * between
+    intra = (weights @ V.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
+    inter = (C_bkgcn @ before).transpose(2, 3).unflatten(4, V.shape[4:])
+    return torch.addcmul(intra, inter, from_start.movedim(-1, 2)[..., None]), last
 
 
-def _group_scores(B: Tensor, C: Tensor) -> Tensor:
-    """Return c_i^T b_j in every chunk: (b, k, c, g, n) -> (b, k, g, c, c)."""
-    return C.transpose(2, 3) @ B.permute(0, 1, 3, 4, 2)
+def _products(log_decay: Tensor, sign: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the products of λ between the steps of a chunk, from its start, and to its end.
 
+    What is 1 by definition, L_ii and the decay behind the last step, is kept from being a difference s_i - s_i: its
+    gradient would be rounding, and drown that of a λ near 0.
 
-def _apply_weights(weights: Tensor, V: Tensor) -> Tensor:
-    """Return Σ_j w_ij v_j per head: (b, k, h|g, c, c), (b, k, c, h, p) -> (b, k, c, h, p)."""
-    return (weights @ V.transpose(2, 3)).transpose(2, 3)
+    Args:
+        log_decay: log |λ|, (…, c), in float64.
+        sign: signs of λ, (…, c), or None.
+        dtype: dtype of the products.
 
-
-def _outer_states(B: Tensor, V: Tensor) -> Tensor:
-    """Return Σ_j b_j v_j^T of each chunk, a product a group: (b, k, c, g, n), (b, k, c, h, p) -> (b, k, g, n, r·p)."""
-    return B.permute(0, 1, 3, 4, 2) @ V.unflatten(3, (B.shape[3], -1)).flatten(4).transpose(2, 3)
-
-
-def _read_states(C: Tensor, states: Tensor) -> Tensor:
-    """Return S^T c_i for the states (b, k, h, n, p) that chunks start from: (b, k, c, h, p)."""
-    groups = C.shape[3]
-    grouped = states.unflatten(2, (groups, -1)).transpose(3, 4).flatten(4)
-    read = C.transpose(2, 3) @ grouped
-    return read.unflatten(4, (-1, states.shape[-1])).permute(0, 1, 3, 2, 4, 5).flatten(3, 4)
+    Returns:
+        λ_i … λ_{j+1} in row i and column j <= i, 0 above (…, c, c); λ_i … λ_0 (…, c); λ_{c-1} … λ_{j+1} (…, c).
+    """
+    size = log_decay.shape[-1]
+    running = log_decay.cumsum(-1)
+    remaining = F.pad(log_decay[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
+    below = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).tril(-1)
+    rest = torch.full((size, size), -math.inf, dtype=dtype, device=log_decay.device).triu(1)
+    # A sum with -s, not a difference: the backward pass then negates (…, c) instead of (…, c, c).
+    between = torch.where(below, (running[..., :, None] + (-running)[..., None, :]).to(dtype), rest).exp()
+    from_start, to_end = running.exp().to(dtype), remaining.exp().to(dtype)
+    if sign is None:
+        return between, from_start, to_end
+    sign = sign.cumprod(-1)
+    return between * sign[..., :, None] * sign[..., None, :], from_start * sign, to_end * sign * sign[..., -1:]
 
 
 def _carry(local: Tensor, total: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Run S_k = total_k S_{k-1} + local_k over the chunks; return the states before each chunk, and the last one.
+    """Run S_k = total_k S_{k-1} + local_k over the chunks.
 
     Args:
         local: (b, k, g, n, r·p) what each chunk adds.
-        total: (b, k, h) each chunk's whole decay; None for 1.
-        state: (b, h, n, p).
+        total: (b|1, k, g, r) each chunk's whole decay; None for 1.
+        state: (b, g, n, r, p).
+
+    Returns:
+        The states before each chunk, in the shape of `local`, and the last one (b, g, n, r, p).
     """
-    heads, width = state.shape[1], state.shape[-1]
-    per_head = local.unflatten(4, (-1, width)).permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
-    decays = (
-        [None] * per_head.shape[1] if total is None else total[..., None, None].expand(-1, -1, heads, 1, 1).unbind(1)
-    )
+    added = local.unflatten(4, state.shape[3:]).unbind(1)
+    decays: Sequence[Tensor | None] = [None] * len(added) if total is None else total[:, :, :, None, :, None].unbind(1)
     before = []
-    for added, decay in zip(per_head.unbind(1), decays, strict=True):
+    for added_k, decay_k in zip(added, decays, strict=True):
         before.append(state)
-        state = added + state if decay is None else torch.addcmul(added, state, decay)
-    return torch.stack(before, dim=1), state
+        state = added_k + state if decay_k is None else torch.addcmul(added_k, state, decay_k)
+    return torch.stack(before, dim=1).flatten(4), state

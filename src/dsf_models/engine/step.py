@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..system import DSFSystem
+from ..system import DSFSystem, expand_groups
 
 __all__ = ["evaluate_recurrent"]
 
@@ -21,16 +21,16 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor
         y (b, t, h, p) and the state after the last real token.
     """
     transition = system.effective_transition()
+    steps = zip(_steps(system.B, system), _steps(system.C, system), system.drive().unbind(1), strict=True)
     raw = []
-    for time, drive_bhp in enumerate(system.drive().unbind(1)):
-        b_bhn, c_bhn = _factor(system.B, time, system.num_heads), _factor(system.C, time, system.num_heads)
+    for time, (b_bhn, c_bhn, drive_bhp) in enumerate(steps):
         state = torch.addcmul(transition.step(state, time), b_bhn[..., None], drive_bhp[..., None, :])
         raw.append((c_bhn[..., None, :] @ state).squeeze(-2))
     return system.read(raw[0][:, None] if len(raw) == 1 else torch.stack(raw, dim=1)), state
 
 
-def _factor(factor: Tensor, time: int, num_heads: int) -> Tensor:
-    """Return the factor of one step for every head, (b|1, h|1, n): a single group broadcasts, more are repeated."""
-    step = factor[:, time if factor.shape[1] > 1 else 0]
-    groups = step.shape[1]
-    return step if groups in (1, num_heads) else step.repeat_interleave(num_heads // groups, dim=1)
+def _steps(factor: Tensor, system: DSFSystem) -> tuple[Tensor, ...]:
+    """Return the factor of every step, (b|1, h|1, n): a single group broadcasts, more are repeated."""
+    if factor.shape[2] > 1:
+        factor = expand_groups(factor, system.num_heads)
+    return factor.unbind(1) * (system.length // factor.shape[1])

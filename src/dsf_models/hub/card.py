@@ -94,6 +94,9 @@ class CardFacts:
     commit: str | None
     """Commit of the training code, or None where it was not under version control."""
 
+    uncommitted_changes: bool
+    """Whether the code differed from that commit."""
+
     papers: Sequence[str] = (DSF_PAPER,)
     """BibTeX entries to cite."""
 
@@ -190,13 +193,19 @@ def _task(facts: CardFacts) -> str:
     return f"`{facts.task}`: {facts.task_sentence}\n\nSizes: {sizes}."
 
 
+def _commit(facts: CardFacts) -> str:
+    if facts.commit is None:
+        return "not under version control"
+    return f"`{facts.commit}`" + (", with uncommitted changes" if facts.uncommitted_changes else "")
+
+
 def _training(facts: CardFacts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     lines = (
         f"* Budget: {facts.steps:,} optimiser steps, {facts.examples_seen:,} examples.",
         "* The weights were selected on the validation split; the test split was used once, for the table above.",
         f"* Seed {facts.seed}; data seed {facts.data_seed}; data hash of the test split `{facts.data_hash}`.",
-        f"* Commit: {f'`{facts.commit}`' if facts.commit else 'not under version control'}.",
+        f"* Commit: {_commit(facts)}.",
         f"* Versions: {versions}.",
     )
     return "\n".join(lines)

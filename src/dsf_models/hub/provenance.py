@@ -61,8 +61,8 @@ def git_commit() -> str | None:
 
 
 def has_uncommitted_changes() -> bool:
-    """Whether a tracked file of this package's repository differs from its commit."""
-    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+    """Whether this package's repository holds changed or new files that its commit does not."""
+    return bool(_git("status", "--porcelain"))
 
 
 def hardware() -> dict[str, Any]:

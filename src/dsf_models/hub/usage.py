@@ -47,4 +47,6 @@ def explain_parser_error(message: str, known_keys: Iterable[str]) -> str:
         if match := re.search(pattern, message):
             key = ".".join(part for part in match.groupdict().values() if part)
             return f"Unknown key {key!r}. {closest(key, known_keys)}"
-    return re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", message)
+    # YAML reads the bare words no, off, yes and on as truth values, also where a string such as "no" is meant.
+    hint = " YAML reads a bare no or yes as a truth value: write it in quotes." if "Literal['no'" in message else ""
+    return re.sub(r'Parser key "([^"]+)":\s*', r"\1: ", message) + hint

@@ -1,0 +1,70 @@
+"""Pairs of models to compare: one of ours and its peer in transformers, at the same shape and with the same weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
+
+from dsf_models import SSDConfig, SSDForCausalLM
+
+__all__ = ["PAIRS", "Shape"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes that a pair of models shares."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_heads: int = 8
+    head_dim: int = 64
+    state_size: int = 128
+    expand: int = 2
+    conv_kernel: int = 4
+
+
+def build_ssd_and_mamba2(shape: Shape) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return our SSD and transformers' Mamba-2 with one set of weights."""
+    fields = vars(shape)
+    peer = Mamba2ForCausalLM(Mamba2Config(n_groups=1, residual_in_fp32=False, **fields))
+    ours = SSDForCausalLM(SSDConfig(n_groups=1, norm_eps=peer.config.layer_norm_epsilon, **fields))
+    ours.load_state_dict(convert_mamba2(peer.state_dict(), shape))
+    return ours, peer
+
+
+def convert_mamba2(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+    """Return Mamba-2's weights under the names of our SSD; the fused projection is split into gate and system input."""
+    inner = shape.num_heads * shape.head_dim
+    converted = {
+        "model.embed_tokens.weight": weights["backbone.embeddings.weight"],
+        "model.norm.weight": weights["backbone.norm_f.weight"],
+        "lm_head.weight": weights["lm_head.weight"],
+    }
+    for layer in range(shape.num_hidden_layers):
+        old, new = f"backbone.layers.{layer}", f"model.layers.{layer}"
+        gate, system = weights[f"{old}.mixer.in_proj.weight"].tensor_split([inner])
+        converted |= {
+            f"{new}.norm.weight": weights[f"{old}.norm.weight"],
+            f"{new}.mixer.gate_proj.weight": gate,
+            f"{new}.mixer.in_proj.weight": system,
+            f"{new}.mixer.conv.weight": weights[f"{old}.mixer.conv1d.weight"],
+            f"{new}.mixer.conv.bias": weights[f"{old}.mixer.conv1d.bias"],
+            f"{new}.mixer.output_norm.weight": weights[f"{old}.mixer.norm.weight"],
+            f"{new}.mixer.out_proj.weight": weights[f"{old}.mixer.out_proj.weight"],
+        }
+        converted |= {f"{new}.mixer.{name}": weights[f"{old}.mixer.{name}"] for name in ("A_log", "dt_bias", "D")}
+    return converted
+
+
+@torch.no_grad()
+def largest_difference(ours: PreTrainedModel, peer: PreTrainedModel, input_ids: Tensor) -> float:
+    """Return the largest difference of the logits, relative to the largest logit of the peer."""
+    expected = peer(input_ids, use_cache=False).logits
+    return float((ours(input_ids, use_cache=False).logits - expected).abs().max() / expected.abs().max())
+
+
+PAIRS: dict[str, Callable[[Shape], tuple[PreTrainedModel, PreTrainedModel]]] = {"ssd": build_ssd_and_mamba2}
+"""Architecture -> builder of (ours, peer)."""

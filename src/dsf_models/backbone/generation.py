@@ -1,0 +1,57 @@
+"""Generation from prompts padded on any side: transformers' `generate` reads the last slot, which must be a real token.
+
+Letters: b batch, t time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation import GenerationMixin
+
+__all__ = ["DSFGenerationMixin"]
+
+
+class DSFGenerationMixin(GenerationMixin):
+    """transformers' generation, which expects padding on the left, for prompts that are padded anywhere."""
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Generate as `GenerationMixin.generate` does; where a prompt ends in pads, its real tokens move to the right.
+
+        The sequences that come back hold the prompt as it was given, and the new tokens behind it.
+
+        Args:
+            inputs: prompt ids (b, t); or give input_ids or inputs_embeds.
+            args: further positional arguments of `GenerationMixin.generate`.
+            kwargs: its further keywords; an attention_mask tells of the pads.
+
+        Raises:
+            ValueError: a prompt that goes on from a filled cache ends in a pad.
+        """
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2 or bool((mask[:, -1] != 0).all()):
+            return super().generate(inputs, *args, **kwargs)
+        for name in ("past_key_values", "cache"):
+            if kwargs.get(name) is not None and int(kwargs[name].get_seq_length()) > 0:
+                raise ValueError(
+                    f"attention_mask marks the last token of a prompt as a pad, and {name} is filled: tokens in a "
+                    "cache cannot be moved. Pad on the left."
+                )
+        order = torch.argsort((mask != 0).to(torch.uint8), dim=1, stable=True)
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        for name in ("input_ids", "attention_mask", "position_ids", "inputs_embeds"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = _reorder(kwargs[name], order)
+        outputs = super().generate(None if inputs is None else _reorder(inputs, order), *args, **kwargs)
+        if prompt is not None:
+            sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
+            copies = sequences.shape[0] // prompt.shape[0]
+            sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(copies, dim=0).to(sequences.device)
+        return outputs
+
+
+def _reorder(x: Tensor, order: Tensor) -> Tensor:
+    """Move the slots of x (b, t) or (b, t, d) into the order (b, t)."""
+    order = order.to(x.device)
+    return x.gather(1, order if x.ndim == 2 else order[..., None].expand_as(x))

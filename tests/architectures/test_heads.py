@@ -1,0 +1,259 @@
+"""The heads of every architecture: losses, pooling, outputs, embeddings, checkpointing."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from tests import contract
+from tests.contract import CACHE_NAME, HEADS, PADDING, VOCAB, every, fresh, gradients, sequences, shared
+
+FLOAT32 = torch.float32
+
+
+def token_ids():
+    return torch.stack(sequences((10, 10)))
+
+
+def scored_by_hand(logits, targets):
+    return F.cross_entropy(logits.double().flatten(0, 1), targets.flatten())
+
+
+# ---- language model -------------------------------------------------------------------------------------------------
+
+
+@every("default", "full")
+@torch.no_grad()
+def test_label_alignment(name, case):
+    model, ids = shared(name, case), token_ids()
+    labels = torch.where(torch.arange(10) % 3 == 0, -100, ids)
+    logits = model(ids).logits
+    shifted, aligned = scored_by_hand(logits[:, :-1], labels[:, 1:]), scored_by_hand(logits, labels)
+    assert shifted != aligned
+    contract.assert_close(model(ids, labels=labels).loss, shifted, 1e-12)
+    contract.assert_close(model(ids, labels=labels, label_alignment="next").loss, shifted, 1e-12)
+    contract.assert_close(model(ids, labels=labels, label_alignment="same").loss, aligned, 1e-12)
+    same = fresh(name, case, label_alignment="same").double()
+    contract.assert_close(same(ids, labels=labels).loss, aligned, 1e-12)
+    contract.assert_close(same(ids, labels=labels, label_alignment="next").loss, shifted, 1e-12)
+    with pytest.raises(ValueError, match=r"label_alignment='shifted'.*next.*same"):
+        model(ids, labels=labels, label_alignment="shifted")
+
+
+@every("default")
+@torch.no_grad()
+def test_loss_weighted_by_tokens(name, case):
+    model, ids = shared(name, case), token_ids()
+    labels = ids.masked_fill(torch.arange(20).reshape(2, 10) % 4 == 1, -100)
+    items = int((labels[:, 1:] != -100).sum())
+    whole = model(ids, labels=labels).loss
+    parts = [
+        model(row[None], labels=target[None], num_items_in_batch=count).loss
+        for row, target, count in zip(ids, labels, (items, torch.tensor(items)), strict=True)
+    ]
+    contract.assert_close(sum(parts), whole, 1e-12)
+
+
+@every("default")
+@torch.no_grad()
+def test_logits_to_keep(name, case):
+    model, ids = shared(name, case), token_ids()
+    logits, labels = model(ids).logits, token_ids()
+    chosen = torch.tensor([1, 4, 8])
+    kept = torch.rand(2, 10) > 0.5
+    for keep, expected in ((3, logits[:, -3:]), (0, logits), (chosen, logits[:, chosen]), (kept, logits[kept])):
+        contract.assert_close(model(ids, logits_to_keep=keep).logits, expected, 1e-12)
+    loss = model(ids, labels=labels, logits_to_keep=chosen).loss
+    contract.assert_close(loss, scored_by_hand(logits[:, chosen], labels[:, chosen + 1]), 1e-12)
+
+
+@every("full")
+@torch.no_grad()
+def test_a_loss_of_ones_own(name, case):
+    model, ids = fresh(name, case), token_ids()
+    model.loss_function = lambda logits, labels, vocab_size, **kwargs: labels.sum() + vocab_size
+    assert model(ids, labels=ids).loss == ids.sum() + VOCAB
+
+
+# ---- classification -------------------------------------------------------------------------------------------------
+
+
+@every("default", "full")
+@torch.no_grad()
+def test_pooling_of_the_last_real_token(name, case):
+    model, rows = fresh(name, case, "sequence_classification", num_labels=3).double(), sequences()
+    alone = torch.cat([model(row[None]).logits for row in rows])
+    padded = fresh(name, case, "sequence_classification", num_labels=3, pad_token_id=contract.PAD).double()
+    padded.load_state_dict(model.state_dict())
+    for classifier, side in itertools.product((model, padded), PADDING):
+        mask = contract.padding_mask(side)
+        ids = contract.place(rows, mask, contract.PAD)
+        for kind in (mask, mask.long(), mask.float()):
+            contract.assert_close(classifier(ids, attention_mask=kind).logits, alone, 1e-10, side)
+        embeds = classifier.get_input_embeddings()(ids)
+        contract.assert_close(classifier(inputs_embeds=embeds, attention_mask=mask).logits, alone, 1e-10, side)
+    right = contract.padding_mask("right")
+    # Without a mask, pads on the right are told by pad_token_id, as in transformers; without that, there are none.
+    ids = contract.place(rows, right, contract.PAD)
+    contract.assert_close(padded(ids).logits, alone, 1e-10)
+    contract.assert_close(model(ids).logits[:1], alone[:1], 1e-10)
+    assert contract.error(model(ids).logits, alone) > 1e-3
+
+
+@every("default")
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "problem_type"),
+    [
+        (3, torch.tensor([0, 2]), "single_label_classification"),
+        (3, torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), "multi_label_classification"),
+        (1, torch.tensor([0.5, -1.0]), "regression"),
+        (2, torch.tensor([[0.5, -1.0], [2.0, 0.0]]), "regression"),
+    ],
+    ids=["single label", "multi label", "regression", "regression on two"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_sequence_classification_losses(name, case, num_labels, labels, problem_type, dtype):
+    given = problem_type if num_labels == 2 else None
+    model = fresh(name, case, "sequence_classification", num_labels=num_labels, problem_type=given).to(dtype)
+    outputs = model(token_ids(), labels=labels)
+    logits = outputs.logits.double()
+    expected = {
+        "single_label_classification": lambda: F.cross_entropy(logits, labels),
+        "multi_label_classification": lambda: F.binary_cross_entropy_with_logits(logits, labels.double()),
+        "regression": lambda: F.mse_loss(logits.squeeze(-1), labels.double()),
+    }[problem_type]()
+    contract.assert_close(outputs.loss, expected, 1e-6)
+    assert model.config.problem_type == problem_type
+    outputs.loss.backward()
+
+
+@every("default")
+@torch.no_grad()
+def test_token_classification(name, case):
+    model, ids = fresh(name, case, "token_classification", num_labels=5).double(), token_ids()
+    labels = torch.randint(0, 5, ids.shape).masked_fill(ids % 3 == 0, -100)
+    outputs = model(ids, labels=labels)
+    assert outputs.logits.shape == (2, 10, 5)
+    contract.assert_close(outputs.loss, scored_by_hand(outputs.logits, labels), 1e-6)
+    items = int((labels != -100).sum())
+    contract.assert_close(model(ids, labels=labels, num_items_in_batch=items).loss, outputs.loss, 1e-6)
+
+
+# ---- all heads ------------------------------------------------------------------------------------------------------
+
+
+def loss_of(model, head, **inputs):
+    labels = {
+        "causal_lm": token_ids(),
+        "sequence_classification": torch.tensor([0, 1]),
+        "token_classification": torch.ones(2, 10, dtype=torch.long),
+    }
+    outputs = model(token_ids(), **inputs, **({} if head == "model" else {"labels": labels[head]}))
+    return outputs.last_hidden_state.square().mean() if head == "model" else outputs.loss
+
+
+@every("default", "full", "mlp", "minimal")
+def test_gradients_reach_every_parameter(name, case):
+    for head in HEADS:
+        model = shared(name, case, torch.float64, head)
+        found = gradients(model, loss_of(model, head))
+        assert found.keys() == dict(model.named_parameters()).keys()
+        assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+
+
+@every("full", "minimal")
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_gradient_checkpointing(name, case, use_reentrant):
+    for head in ("causal_lm", "sequence_classification"):
+        model = fresh(name, case, head).double().train()
+        mask = contract.padding_mask("left", (10, 6))
+        expected = gradients(model, loss_of(model, head, attention_mask=mask))
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        assert model.base_model.gradient_checkpointing
+        loss = loss_of(model, head, attention_mask=mask)
+        loss.backward()
+        found = {key: parameter.grad for key, parameter in model.named_parameters()}
+        contract.assert_gradients_close(found, expected, 1e-12)
+        cached = model(token_ids(), use_cache=True, **contract.new_cache(model))
+        assert cached.get(CACHE_NAME) is None
+
+
+@every("default", "full")
+@torch.no_grad()
+def test_outputs(name, case):
+    ids = token_ids()
+    for head in HEADS:
+        model = shared(name, case, FLOAT32, head)
+        plain = model(ids, use_cache=False)
+        states = model(ids, use_cache=False, output_hidden_states=True).hidden_states
+        assert len(states) == model.config.num_hidden_layers + 1
+        assert all(state.shape == (2, 10, model.config.hidden_size) for state in states)
+        assert torch.equal(states[-1], model.base_model(ids).last_hidden_state)
+        flat = model(ids, use_cache=False, return_dict=False)
+        assert isinstance(flat, tuple)
+        assert torch.equal(flat[0], plain[0])
+        embeds = model.get_input_embeddings()(ids)
+        assert torch.equal(model(inputs_embeds=embeds, use_cache=False)[0], plain[0])
+        by_config = fresh(name, case, head, return_dict=False, output_hidden_states=True)
+        assert isinstance(by_config(ids), tuple)
+        assert len(by_config(ids, return_dict=True).hidden_states) == model.config.num_hidden_layers + 1
+
+
+@every("default")
+@torch.no_grad()
+def test_use_cache(name, case):
+    model, ids = fresh(name, case), token_ids()
+    assert model(ids).get(CACHE_NAME) is not None
+    assert model(ids, use_cache=False).get(CACHE_NAME) is None
+    given = contract.new_cache(model)
+    whole = model(ids, use_cache=False).logits
+    model(ids[:, :6], **given)
+    # A given cache is read and written whatever use_cache says, as in transformers.
+    contract.assert_close(model(ids[:, 6:], use_cache=False, **given).logits, whole[:, 6:], 1e-5)
+    assert int(given[CACHE_NAME].get_seq_length()) == 10
+    model.train()
+    assert model(ids).get(CACHE_NAME) is None
+    assert model(ids, use_cache=True).get(CACHE_NAME) is not None
+    model.config.use_cache = False
+    assert model.eval()(ids).get(CACHE_NAME) is None
+
+
+@every("default")
+def test_gradients_with_a_cache(name, case):
+    """What enters the cache is detached: segments can be trained one after the other."""
+    model, ids = fresh(name, case), token_ids()
+    cache = contract.new_cache(model)
+    cuts = [0, 4, 5, 6, 10]
+    losses = [
+        model(ids[:, start:stop], labels=ids[:, start:stop], label_alignment="same", use_cache=True, **cache).loss
+        for start, stop in itertools.pairwise(cuts)
+    ]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients(model, sum(losses)).values())
+
+
+@every("default", "full")
+@torch.no_grad()
+def test_resized_embeddings(name, case, tmp_path):
+    model, ids = fresh(name, case), token_ids()
+    logits = model(ids).logits
+    model.resize_token_embeddings(VOCAB + 7)
+    assert model.config.vocab_size == VOCAB + 7
+    assert model(ids + 7, labels=ids + 7).logits.shape == (2, 10, VOCAB + 7)
+    contract.assert_close(model(ids).logits[..., :VOCAB], logits, 1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@every("default", "full")
+@torch.no_grad()
+def test_tied_embeddings(name, case, tmp_path):
+    model = fresh(name, case, tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
+    untied = fresh(name, case, tie_word_embeddings=False)
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight

@@ -1,0 +1,192 @@
+"""Random systems for the tests, and everything that an evaluation returns: outputs, last state and all gradients."""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dsf_models.system import DSFSystem, Identity, ScalarDecay
+
+NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
+DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
+BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
+
+Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Everything that distinguishes one random system from another."""
+
+    batch: int = 2
+    length: int = 11
+    heads: int = 4
+    groups_B: int = 2
+    groups_C: int = 2
+    states: int = 3
+    width: int = 2
+    decay: str | None = "benign"
+    signed: bool = False
+    decay_per_head: bool = True
+    broadcasts: tuple[str, ...] = ()
+    normalized: bool = False
+    D: int | None = None
+    input_gain: int | None = None
+    output_gain: int | None = None
+    starts: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] | None = None
+    state: bool = True
+    seed: int = 0
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        def positive(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, dtype=torch.float64) + 0.5
+
+        weights = positive if self.normalized else normal
+        lead = {name: self._lead(name) for name in ("B", "C", "gain", "decay")}
+        heads, width = self.heads, self.width
+        tensors = {
+            "u": normal(self.batch, self.length, heads, width),
+            "B": weights(*lead["B"], self.groups_B, self.states),
+            "C": weights(*lead["C"], self.groups_C, self.states),
+        }
+        if self.decay is not None:
+            shape = (*lead["decay"], heads if self.decay_per_head else 1)
+            tensors["log_decay"] = _log_decays(self.decay, shape, generator)
+        if self.D is not None:
+            tensors["D"] = normal(*(heads, width)[: self.D])
+        if self.input_gain is not None:
+            tensors["input_gain"] = weights(*lead["gain"], *(heads, width)[: self.input_gain - 2])
+        if self.output_gain is not None:
+            tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
+        if self.state:
+            tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
+        return {name: value.to(dtype) for name, value in tensors.items()}
+
+    def _lead(self, name: str) -> tuple[int, int]:
+        batch = 1 if f"{name} batch" in self.broadcasts else self.batch
+        return batch, 1 if f"{name} time" in self.broadcasts else self.length
+
+    def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
+        """Build the system on these tensors."""
+        transition = Identity()
+        if self.decay is not None:
+            transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
+        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
+        return DSFSystem(
+            u=tensors["u"],
+            B=tensors["B"],
+            C=tensors["C"],
+            transition=transition,
+            normalized=self.normalized,
+            starts=self._starts(),
+            lengths=None if self.lengths is None else torch.tensor(self.lengths),
+            **optional,
+        )
+
+    def _sign(self, like: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+    def _starts(self) -> Tensor | None:
+        """Put documents at `starts` in the first row, one step later in each further row."""
+        if self.starts is None:
+            return None
+        starts = torch.zeros(self.batch, self.length, dtype=torch.bool)
+        for row in range(self.batch):
+            starts[row, [(time + row) % self.length for time in self.starts]] = True
+        return starts
+
+
+def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    benign = -1.5 * uniform - 0.01
+    return {
+        "benign": benign,
+        "tiny": TINY - uniform,
+        "near_one": NEAR_ONE * (1 + uniform),
+        "alternating": torch.where(even, TINY, NEAR_ONE) * (1 + 0.1 * uniform),
+        "some_zero": benign.masked_fill(uniform < 0.2, -1e4).masked_fill(uniform > 0.8, -math.inf),
+        "all_zero": torch.where(uniform < 0.5, -1e4, -math.inf),
+        "growing": 0.1 * uniform,
+    }[kind]
+
+
+def outcome(case: Case, tensors: Mapping[str, Tensor], evaluation: Evaluation) -> dict[str, Tensor]:
+    """Evaluate, and return y, the last state and the gradients of a random linear function of both, in float64."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in tensors.items()}
+    y, state = evaluation(case.system(leaves), leaves.get("state"))
+    generator = torch.Generator().manual_seed(case.seed + 2)
+    objective = sum(
+        (value.double() * torch.randn(value.shape, generator=generator).double()).sum() for value in (y, state)
+    )
+    gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
+    named = {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return {name: value.detach().double() for name, value in {"y": y, "state": state, **named}.items()}
+
+
+def relative_error(value: Tensor, reference: Tensor, floor: float = 0.0) -> float:
+    """Return ‖value - reference‖ / max(‖reference‖, floor), the absolute error where that is 0; inf for NaN."""
+    error, scale = (value.double() - reference.double()).norm().item(), reference.double().norm().item()
+    return math.inf if math.isnan(error) else error / (max(scale, floor) or 1.0)
+
+
+def assert_outcomes_match(
+    result: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    tolerance: float,
+    floor: float = 0.0,
+    label: str = "",
+) -> None:
+    """Fail with every quantity whose relative error exceeds the tolerance."""
+    errors = {name: relative_error(result[name], value, floor) for name, value in reference.items()}
+    wrong = {name: f"{error:.1e}" for name, error in errors.items() if not error <= tolerance}
+    assert not wrong, f"{label} relative errors above {tolerance}: {wrong}"
+
+
+LENGTHS = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 23, 24, 25)
+CHUNKS = (1, 3, 8, 64)
+
+
+def random_case(seed: int, **fixed: object) -> Case:
+    """Draw a system of any kind; `fixed` fields are set afterwards."""
+    draw = random.Random(seed)
+    batch, length, heads = draw.randint(1, 3), draw.choice(LENGTHS), draw.choice([1, 2, 4, 6, 6])
+    batch, length, heads = (fixed.get(k, v) for k, v in {"batch": batch, "length": length, "heads": heads}.items())
+    divisors = [g for g in (1, 2, 3, 4, 6) if heads % g == 0]
+    groups = draw.choice(divisors)
+    normalized = draw.random() < 0.3
+    case = Case(
+        batch=batch,
+        length=length,
+        heads=heads,
+        groups_B=groups,
+        groups_C=draw.choice([groups, groups, draw.choice(divisors)]),
+        states=draw.randint(1, 4),
+        width=draw.randint(1, 3),
+        decay=draw.choice([None, None, *DECAYS]),
+        # A signed normaliser may be as near to 0 as it likes: its quotient is ill-conditioned, whoever computes it.
+        signed=not normalized and draw.random() < 0.5,
+        decay_per_head=draw.random() < 0.7,
+        broadcasts=tuple(name for name in BROADCASTS if draw.random() < 0.25),
+        normalized=normalized,
+        D=draw.choice([None, 1, 2]),
+        # One normaliser a head takes one input gain a head.
+        input_gain=draw.choice([None, 3, 3 if normalized else 4]),
+        output_gain=draw.choice([None, 3, 4]),
+        starts=draw.choice([None, tuple(sorted(time for time in range(length) if draw.random() < 0.3))]),
+        lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
+        state=draw.random() < 0.6,
+        seed=seed,
+    )
+    return replace(case, **fixed)

@@ -1,0 +1,89 @@
+"""A system that does not fit together is refused where it is built: the message names field, value and remedy."""
+
+import pytest
+import torch
+
+from dsf_models.system import DSFSystem, DSFSystemError, Identity, ScalarDecay
+
+BATCH, LENGTH, HEADS, WIDTH, GROUPS, STATES = 2, 5, 4, 3, 2, 6
+
+
+def build(**change):
+    fields = {
+        "u": torch.zeros(BATCH, LENGTH, HEADS, WIDTH),
+        "B": torch.zeros(BATCH, LENGTH, GROUPS, STATES),
+        "C": torch.zeros(BATCH, LENGTH, GROUPS, STATES),
+        "transition": Identity(),
+    }
+    return DSFSystem(**(fields | change))
+
+
+def test_the_systems_below_differ_from_one_that_fits():
+    assert build().state_size == HEADS * WIDTH * STATES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"u": torch.zeros(2, 5, 12)}, ["u ", "(2, 5, 12)", "(batch, time, heads, head width)"]),
+        ({"u": torch.zeros(2, 0, 4, 3)}, ["u ", "(2, 0, 4, 3)", "at least one step"]),
+        ({"u": torch.zeros(2, 5, 4, 3, dtype=torch.int64)}, ["u is torch.int64", "floating-point"]),
+        ({"u": torch.zeros(2, 5, 4, 3, dtype=torch.complex64)}, ["u is torch.complex64", "floating-point"]),
+        ({"u": torch.zeros(2, 5, 4, 3).double()}, ["B is torch.float32", "u is torch.float64", "cast both"]),
+        ({"B": torch.zeros(2, 5, 6)}, ["B has shape (2, 5, 6)", "(2|1, 5|1, groups dividing 4, states)"]),
+        ({"B": torch.zeros(3, 5, 2, 6)}, ["B has shape (3, 5, 2, 6)", "2|1"]),
+        ({"C": torch.zeros(2, 4, 2, 6)}, ["C has shape (2, 4, 2, 6)", "5|1"]),
+        ({"C": torch.zeros(2, 5, 3, 6)}, ["C has shape (2, 5, 3, 6)", "groups dividing 4"]),
+        ({"C": torch.zeros(2, 5, 8, 6)}, ["C has shape (2, 5, 8, 6)", "groups dividing 4"]),
+        ({"B": torch.zeros(2, 5, 0, 6)}, ["B has shape (2, 5, 0, 6)", "groups dividing 4"]),
+        ({"C": torch.zeros(2, 5, 2, 7)}, ["B has 6 states per channel and C has 7", "equal"]),
+        ({"C": torch.zeros(2, 5, 2, 6).half()}, ["C is torch.float16", "cast both"]),
+        ({"D": torch.zeros(3)}, ["D has shape (3,)", "(4,) or (4, 3)"]),
+        ({"D": torch.zeros(2, 5, 4)}, ["D has shape (2, 5, 4)", "(4,) or (4, 3)"]),
+        ({"input_gain": torch.zeros(4)}, ["input_gain has shape (4,)", "(2, 5, 4) or (2, 5, 4, 3)"]),
+        ({"input_gain": torch.zeros(2, 5, 2)}, ["input_gain has shape (2, 5, 2)", "(2, 5, 4)"]),
+        ({"output_gain": torch.zeros(2, 5, 4, 1)}, ["output_gain has shape (2, 5, 4, 1)", "(2, 5, 4, 3)"]),
+        ({"output_gain": torch.zeros(2, 6, 4)}, ["output_gain has shape (2, 6, 4)", "(2, 5, 4)"]),
+        (
+            {"normalized": True, "input_gain": torch.zeros(2, 5, 4, 3)},
+            ["input_gain has shape (2, 5, 4, 3)", "one normaliser a head", "(2|1, 5|1, 4)", "multiply it into u"],
+        ),
+        ({"starts": torch.zeros(2, 4, dtype=torch.bool)}, ["starts", "(2, 4)", "booleans (2, 5)"]),
+        ({"starts": torch.zeros(2, 5)}, ["starts is torch.float32", "booleans (2, 5)"]),
+        ({"lengths": torch.zeros(5, dtype=torch.int64)}, ["lengths", "(5,)", "integers (2,)"]),
+        ({"lengths": torch.zeros(2)}, ["lengths is torch.float32", "integers (2,)"]),
+        ({"transition": ScalarDecay(torch.zeros(2, 5))}, ["log_decay has shape (2, 5)", "(2|1, 5|1, 4|1)"]),
+        ({"transition": ScalarDecay(torch.zeros(2, 5, 2))}, ["log_decay has shape (2, 5, 2)", "step and head"]),
+        ({"transition": ScalarDecay(torch.zeros(2, 3, 4))}, ["log_decay has shape (2, 3, 4)", "broadcast"]),
+        (
+            {"transition": ScalarDecay(torch.zeros(2, 5, 4), torch.ones(1, 1, 4))},
+            ["sign has shape (1, 1, 4)", "log_decay's (2, 5, 4)"],
+        ),
+    ],
+)
+def test_errors_name_the_field_its_value_and_the_remedy(change, message):
+    with pytest.raises(DSFSystemError) as error:
+        build(**change)
+    for part in message:
+        assert part in str(error.value)
+
+
+def test_the_error_is_a_value_error():
+    assert issubclass(DSFSystemError, ValueError)
+
+
+def test_the_pieces_of_a_system_fit_again():
+    """`narrow`, `to` and `with_layout` build systems, which are checked as any other."""
+    system = build(transition=ScalarDecay(torch.zeros(1, LENGTH, 1)), D=torch.zeros(HEADS))
+    starts, lengths = torch.zeros(BATCH, LENGTH, dtype=torch.bool), torch.tensor([5, 3])
+    packed = system.with_layout(starts, lengths)
+    piece = packed.narrow(2, 2)
+    assert system.with_layout(None, None) is system
+    assert piece.u.shape == (BATCH, 2, HEADS, WIDTH)
+    assert piece.transition.log_decay.shape == (1, 2, 1)
+    assert piece.lengths.tolist() == [2, 1]
+    assert packed.narrow(4, 1).lengths.tolist() == [1, 0]
+    assert packed.to(torch.float64).transition.log_decay.dtype == torch.float64
+    assert packed.to(torch.float64).lengths is lengths
+    with pytest.raises(DSFSystemError, match="lengths"):
+        system.with_layout(None, torch.tensor([5]))

@@ -1,0 +1,99 @@
+"""The smallest run there is, and ways to start it: in this process, or as a command."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from training.config import TrainConfig, parse_config
+from training.train import main
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "training" / "train.py"
+
+TINY = {
+    "model.architecture": "ssd",
+    "model.hidden_size": 16,
+    "model.num_hidden_layers": 1,
+    "model.num_heads": 2,
+    "model.state_size": 4,
+    "model.conv_kernel": 4,
+    "task.name": "mqar",
+    "task.sizes.sequence_length": 16,
+    "task.sizes.num_pairs": 2,
+    "task.sizes.vocab_size": 16,
+    "task.train_examples": 50,
+    "task.validation_examples": 10,
+    "task.test_examples": 10,
+    "schedule.warmup_steps": 1,
+    "training.batch_size": 8,
+    "training.max_steps": 6,
+    "training.log_every": 1,
+    "training.eval_every": 2,
+    "training.checkpoint_every": 2,
+    "tracker.name": "none",
+}
+
+
+def arguments(output_dir: Path, **changes: Any) -> list[str]:
+    """Command line of a tiny run; the names of `changes` have `__` for the dot of a key."""
+    settings = TINY | {"run.output_dir": output_dir} | {name.replace("__", "."): v for name, v in changes.items()}
+    words = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
+    return [word for name, value in words.items() for word in (f"--{name}", value)]
+
+
+def tiny_config(output_dir: Path, **changes: Any) -> TrainConfig:
+    """Configuration of a tiny run."""
+    return parse_config(arguments(output_dir, **changes))
+
+
+def forget_accelerate() -> None:
+    """Accelerate keeps its state for the life of a process; every run here is to start as if in its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train(output_dir: Path, **changes: Any) -> Path:
+    """Train a tiny model in this process and return its folder."""
+    forget_accelerate()
+    main(tiny_config(output_dir, **changes))
+    return output_dir
+
+
+def command(launcher: Sequence[str], output_dir: Path, **changes: Any) -> subprocess.Popen:
+    """Start a tiny run as a process of its own."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.Popen(
+        [*launcher, str(SCRIPT), *arguments(output_dir, **changes)],
+        cwd=output_dir.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def metrics(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The recorded numbers of a run, without the time, which no two runs share."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [record for record in records if split in (None, record["split"])]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in kept]
+
+
+def final_weights(folder: Path) -> Mapping[str, torch.Tensor]:
+    """The weights that a run published."""
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Two runs published the same weights, to the last bit."""
+    first, second = final_weights(one), final_weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,131 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsf_models.hub.usage import UsageError
+from tests.training.helpers import ROOT, arguments, forget_accelerate, metrics, tiny_config
+from training.config import config_to_dict, config_to_yaml, differences, known_keys, parse_config
+from training.train import main
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def test_yaml_and_overrides_meet_in_one_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(config_to_yaml(tiny_config(tmp_path)))
+    assert parse_config(["--config", str(file)]) == tiny_config(tmp_path)
+    changed = parse_config(["--config", str(file), "--model.hidden_size", "32", "--task.sizes.num_pairs", "1"])
+    assert changed.model == tiny_config(tmp_path).model | {"hidden_size": 32}
+    assert changed.task.sizes == tiny_config(tmp_path).task.sizes | {"num_pairs": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("optimizer.learning_rat", "optimizer.learning_rate"),
+        ("optimiser.learning_rate", "optimizer.learning_rate"),
+        ("max_steps", "training.max_steps"),
+        ("task.validation_example", "task.validation_examples"),
+    ],
+)
+def test_unknown_keys_name_the_closest(tmp_path: Path, given: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"Unknown key {given!r}. Did you mean {meant!r}?")):
+        parse_config([*arguments(tmp_path), f"--{given}", "1"])
+    file = tmp_path / "run.yaml"
+    section, _, key = given.rpartition(".")
+    file.write_text(yaml.safe_dump({section: {key: 1}} if section else {key: 1}))
+    with pytest.raises(UsageError, match=re.escape(repr(given)) + ".*" + re.escape(repr(meant))):
+        parse_config([*arguments(tmp_path), "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"training__max_steps": 0}, r"training\.max_steps is 0: use at least 1"),
+        ({"training__max_steps": "many"}, r"training\.max_steps: .*many"),
+        ({"training__mixed_precision": "bf17"}, r"training\.mixed_precision: .*bf17"),
+        ({"training__max_grad_norm": -1}, r"training\.max_grad_norm is -1"),
+        ({"training__target_accuracy": 99}, r"training\.target_accuracy is 99"),
+        ({"training__patience": 0}, r"training\.patience is 0"),
+        ({"schedule__warmup_steps": 6}, r"schedule\.warmup_steps is 6: use less than training\.max_steps \(6\)"),
+        ({"schedule__final_ratio": 2}, r"schedule\.final_ratio is 2"),
+        ({"optimizer__learning_rate": 0}, r"optimizer\.learning_rate is 0"),
+        ({"optimizer__weight_decay": -1}, r"optimizer\.weight_decay is -1"),
+        ({"optimizer__betas": "[0.9, 1.0]"}, r"optimizer\.betas is \(0\.9, 1\.0\)"),
+        ({"optimizer__epsilon": 0}, r"optimizer\.epsilon is 0"),
+        ({"task__test_examples": 0}, r"task\.test_examples is 0"),
+        ({"task__seed": -1}, r"task\.seed is -1"),
+        ({"run__seed": -1}, r"run\.seed is -1"),
+        ({"run__threads": 0}, r"run\.threads is 0"),
+        ({"run__resume": True, "run__overwrite": True}, r"run\.resume and run\.overwrite"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(tmp_path: Path, changes: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        tiny_config(tmp_path, **changes)
+
+
+def test_an_unquoted_no_is_explained(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {mixed_precision: no}")
+    with pytest.raises(UsageError, match=r"training\.mixed_precision: .*Got value: False.* write it in quotes"):
+        parse_config([*arguments(tmp_path), "--config", str(file)])
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run\.output_dir"):
+        parse_config([])
+    with pytest.raises(UsageError, match=r"model\.architecture is missing"):
+        parse_config(["--run.output_dir", "x", "--task.name", "mqar", "--model.hidden_size", "8"])
+    with pytest.raises(UsageError, match=r"does not exist: .*none\.yaml"):
+        parse_config(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_differences_name_section_and_field(tmp_path: Path) -> None:
+    old, new = (config_to_dict(tiny_config(tmp_path, training__batch_size=size)) for size in (8, 16))
+    assert differences(old, new) == ["training.batch_size: 8 -> 16"]
+    assert differences(old, old) == []
+
+
+def test_every_key_is_documented() -> None:
+    from jsonargparse import ArgumentParser
+
+    from training.config import TrainConfig
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(TrainConfig)
+    documented = {action.dest for action in parser._actions if action.help}
+    assert set(known_keys()) <= documented
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
+def test_every_yaml_has_a_comment_above_each_key(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        if re.match(r"\s*\w+:", line):
+            assert above.lstrip().startswith("#"), f"no comment above {line.strip()!r}"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
+def test_every_yaml_trains(file: Path, tmp_path: Path) -> None:
+    few = {
+        "run.output_dir": tmp_path / "run",
+        "task.train_examples": 4,
+        "task.validation_examples": 2,
+        "task.test_examples": 2,
+        "schedule.warmup_steps": 0,
+        "training.batch_size": 2,
+        "training.max_steps": 2,
+        "training.log_every": 1,
+        "tracker.name": "none",
+    }
+    forget_accelerate()
+    main(
+        parse_config(
+            ["--config", str(file), *(word for key, value in few.items() for word in (f"--{key}", str(value)))]
+        )
+    )
+    assert [record["step"] for record in metrics(tmp_path / "run", "train")] == [1, 2]
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

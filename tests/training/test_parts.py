@@ -1,0 +1,111 @@
+"""What the loop is made of: the order of the examples, the groups of parameters, the schedule, the metrics file."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import dsf_models
+from training.config import OptimizerConfig, ScheduleConfig
+from training.data import batch_indices, parts_of_process
+from training.metrics import MetricsLog, Score
+from training.optim import build_optimizer, build_schedule, parameter_groups
+
+
+def test_every_epoch_passes_through_all_examples_once() -> None:
+    order = np.concatenate([batch_indices(step, 4, 10, seed=0) for step in range(5)])
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10].tolist() != order[10:].tolist()
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
+    first = [batch_indices(step, 4, 10, seed=3).tolist() for step in range(8)]
+    assert [batch_indices(step, 4, 10, seed=3).tolist() for step in reversed(range(8))] == first[::-1]
+    assert batch_indices(0, 4, 10, seed=4).tolist() != first[0]
+
+
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    counts = np.bincount(batch_indices(0, 25, 10, seed=0), minlength=10)
+    assert sorted(counts) == [2] * 5 + [3] * 5
+
+
+def test_processes_and_parts_share_a_batch_without_loss() -> None:
+    batch = {"input_ids": torch.arange(24).view(12, 2)}
+    parts = [part["input_ids"] for process in range(2) for part in parts_of_process(batch, process, 2, 3)]
+    assert [len(part) for part in parts] == [2] * 6
+    assert sorted(torch.cat(parts).flatten().tolist()) == list(range(24))
+
+
+class Mixer(nn.Module):
+    """A module with every kind of parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.log_decay = nn.Parameter(torch.zeros(4, 2))
+        self.log_decay._no_weight_decay = True
+        self.frozen = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+
+
+def test_only_matrices_are_decayed() -> None:
+    model = Mixer()
+    decayed, spared = parameter_groups(model, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(model.projection.weight)]
+    expected = {id(model.projection.bias), id(model.norm.weight), id(model.norm.bias), id(model.log_decay)}
+    assert {id(p) for p in spared["params"]} == expected
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("architecture", dsf_models.list_architectures())
+def test_every_parameter_of_every_architecture_is_in_one_group(architecture: str) -> None:
+    config = AutoConfig.for_model(f"dsf_{architecture}", hidden_size=16, num_hidden_layers=1, vocab_size=8)
+    model = AutoModelForCausalLM.from_config(config)
+    groups = [[id(parameter) for parameter in group["params"]] for group in parameter_groups(model, 0.1)]
+    assert sorted(groups[0] + groups[1]) == sorted(id(parameter) for parameter in model.parameters())
+    spared = [parameter for parameter in model.parameters() if id(parameter) in groups[1]]
+    assert all(parameter.ndim < 2 or parameter._no_weight_decay for parameter in spared)
+
+
+def test_schedule_is_its_formula() -> None:
+    warmup, steps, ratio, highest = 4, 20, 0.1, 0.5
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig(learning_rate=highest))
+    schedule = build_schedule(optimizer, ScheduleConfig(warmup_steps=warmup, final_ratio=ratio), steps)
+    for step in range(steps):
+        cosine = (1 + math.cos(math.pi * (step - warmup + 1) / (steps - warmup))) / 2
+        factor = (step + 1) / warmup if step < warmup else ratio + (1 - ratio) * cosine
+        assert schedule.get_last_lr() == pytest.approx([highest * factor] * 2)
+        optimizer.step()
+        schedule.step()
+    assert factor == pytest.approx(ratio)
+
+
+def test_better_is_more_accurate_then_lower_loss() -> None:
+    score = Score(loss=1.0, accuracy=0.5, row_accuracy=0.1)
+    assert score.is_better_than(None)
+    assert not score.is_better_than(score)
+    assert Score(loss=2.0, accuracy=0.6, row_accuracy=0.0).is_better_than(score)
+    assert Score(loss=0.9, accuracy=0.5, row_accuracy=0.0).is_better_than(score)
+    assert not Score(loss=float("nan"), accuracy=0.5, row_accuracy=0.0).is_better_than(score)
+
+
+def test_metrics_after_the_last_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append(step, "train", {"loss": float(step)})
+    log.append(2, "test", {"accuracy": 1.0})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "spl')
+    log.rewind(2)
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
+
+
+def test_numbers_that_json_cannot_express_become_null(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(1, "train", {"gradient_norm": float("inf")})
+    assert json.loads(log.path.read_text())["gradient_norm"] is None
