@@ -24,10 +24,13 @@ def load_model(name: str) -> PreTrainedModel:
     """
     check_files(name)
     try:
-        # Pickled weights can run code and hide that safetensors are missing: never fall back to them.
-        model, info = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        # Code and pickled weights from elsewhere are never run, nor asked about.
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"--model {name} cannot be loaded: {error}") from error
+        taken_as = "" if Path(name).exists() else " (no folder here, so taken as an id on the Hub)"
+        raise UsageError(f"--model {name}{taken_as} cannot be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise UsageError(
             f"--model {name} lacks {len(missing)} weights, such as {missing[0]!r}, which would be random: "

@@ -24,12 +24,13 @@ from transformers.utils import logging
 from dsf_models.hub.files import new_folder, write_json
 from dsf_models.hub.provenance import environment_facts
 from dsf_models.hub.usage import UsageError
+from dsf_models.tasks import IGNORE_INDEX
 from evaluation.checkpoints import load_model
 from evaluation.config import EvaluationConfig, parse_config
 from evaluation.figure import draw
 from evaluation.scoring import INTERVAL, accuracy, accuracy_by, right_answers, row_accuracy
 from evaluation.state import state_bytes
-from evaluation.suite import IGNORED, Suite, load_suite
+from evaluation.suite import Suite, load_suite
 
 
 def setup(arguments: Sequence[str] | None = None) -> None:
@@ -104,7 +105,7 @@ def evaluate(model: PreTrainedModel, name: str, suite: Suite, batch_size: int) -
         right = right_answers(model, suite.input_ids, suite.labels, batch_size)
     except ValueError as error:
         raise UsageError(f"--model {name} does not take the examples of {suite.facts['name']}: {error}") from error
-    example = np.nonzero(suite.labels != IGNORED)[0]
+    example = np.nonzero(suite.labels != IGNORE_INDEX)[0]
     first = torch.as_tensor(suite.input_ids[:1], dtype=torch.long, device=model.device)
     return {
         "model": name,

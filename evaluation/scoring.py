@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from evaluation.suite import IGNORED
+from dsf_models.tasks import IGNORE_INDEX
 
 INTERVAL = (
     "Wilson score interval at 95 %, with whole examples as the independent units: the answers of one example may be "
@@ -70,7 +70,7 @@ def right_answers(model: PreTrainedModel, input_ids: np.ndarray, labels: np.ndar
         batch = slice(start, start + batch_size)
         ids = torch.as_tensor(input_ids[batch], dtype=torch.long, device=model.device)
         predicted = model(input_ids=ids, use_cache=False).logits.argmax(dim=-1).cpu().numpy()
-        scored = labels[batch] != IGNORED
+        scored = labels[batch] != IGNORE_INDEX
         right.append(predicted[scored] == labels[batch][scored])
     return np.concatenate(right)
 

@@ -9,11 +9,8 @@ import numpy as np
 
 from dsf_models.hub.task_record import TaskRecord
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import get_task, load_task
+from dsf_models.tasks import SyntheticTask, get_task, load_task
 from evaluation.config import EvaluationConfig
-
-IGNORED = -100
-"""Label of a position that is not scored."""
 
 _DEFAULT_EXAMPLES = 1_000
 
@@ -23,14 +20,14 @@ class Suite:
     """The examples of one evaluation.
 
     Attributes:
-        task: the task object of `dsf_models.tasks`.
+        task: what the examples are made by.
         facts: name, sizes, split, seed, number of examples, data hash, baselines and description, as JSON takes them.
         input_ids: (examples, length).
         labels: (examples, length); labels[:, t] is the target of the output at position t.
         facets: name -> one number per answer, in the order of `labels[labels != -100]`.
     """
 
-    task: Any
+    task: SyntheticTask
     facts: dict[str, Any]
     input_ids: np.ndarray
     labels: np.ndarray

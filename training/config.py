@@ -29,7 +29,7 @@ class RunConfig:
     """Seed of the initial weights, of the order of the training examples and of dropout."""
 
     threads: int | None = None
-    """Threads of each process on the CPU, on which the last bits of a result depend; null leaves the choice to torch."""
+    """Threads of each process on the CPU, which decide the last bits of a result; null leaves the choice to torch."""
 
     resume: bool = False
     """Continue the run in `output_dir` from its last checkpoint; a run without a checkpoint starts at step 0."""

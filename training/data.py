@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import get_task, load_task
+from dsf_models.tasks import SyntheticTask, get_task, load_task
 from training.config import TaskConfig
-
-IGNORED = -100
-"""Label of a position that is not scored."""
 
 Batch = dict[str, torch.Tensor]
 """`input_ids` and `labels`, both (examples, length); labels[:, t] is the target of the output at position t."""
@@ -23,8 +19,8 @@ Batch = dict[str, torch.Tensor]
 class TaskData:
     """A task and its three disjoint splits."""
 
-    task: Any
-    """The task object of `dsf_models.tasks`."""
+    task: SyntheticTask
+    """What the examples are made by."""
 
     train: datasets.Dataset
     """What the model learns from."""

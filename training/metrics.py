@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dsf_models.hub.files import write_text
-from training.data import IGNORED, Batch, rows
+from dsf_models.tasks import IGNORE_INDEX
+from training.data import Batch, rows
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def score_split(
         batch = rows(dataset, own[start : start + examples_per_batch])
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.autocast():
-            logits = model(input_ids=batch["input_ids"]).logits
+            logits = model(input_ids=batch["input_ids"], use_cache=False).logits
         sums += _sums(logits, batch)
     model.train(was_training)
     loss, right, answers, right_rows, num_rows = np.sum(gather_object([sums]), axis=0).tolist()
@@ -73,7 +74,7 @@ def score_split(
 def _sums(logits: torch.Tensor, batch: Batch) -> np.ndarray:
     """Sums over a batch: loss, right answers, answers, examples with all answers right, examples."""
     labels = batch["labels"]
-    scored = labels != IGNORED
+    scored = labels != IGNORE_INDEX
     loss = cross_entropy(logits[scored].float(), labels[scored], reduction="sum")
     right = logits.argmax(-1) == labels
     right_rows = (right | ~scored).all(dim=-1)

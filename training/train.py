@@ -28,9 +28,10 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dsf_models.hub.usage import UsageError
+from dsf_models.tasks import IGNORE_INDEX
 from training.checkpoint import Progress, best_folder, last_checkpoint, read_progress, save_best, save_checkpoint
 from training.config import TrainConfig, config_to_dict, parse_config
-from training.data import IGNORED, TaskData, load_data, parts_of_process
+from training.data import TaskData, load_data, parts_of_process
 from training.launch import build_accelerator
 from training.metrics import MetricsLog, Score, score_split
 from training.model import build_model, check_model_runs, count_parameters
@@ -169,7 +170,7 @@ def training_step(run: Run) -> dict[str, torch.Tensor | float]:
     """
     training, accelerator = run.config.training, run.accelerator
     batch = run.data.training_batch(run.progress.step, training.batch_size, run.config.run.seed)
-    answers = (batch["labels"] != IGNORED).sum().to(accelerator.device)
+    answers = (batch["labels"] != IGNORE_INDEX).sum().to(accelerator.device)
     parts = parts_of_process(
         batch, accelerator.process_index, accelerator.num_processes, training.gradient_accumulation_steps
     )

@@ -208,8 +208,11 @@ class ScalarDecay(Transition):
 
     def step(self, state: Tensor, time: int) -> Tensor:
         """Return λ_time · S."""
-        decay_bh1 = self.narrow(time, 1).values().transpose(1, 2)
-        return decay_bh1[..., None].to(state.dtype) * state
+        at = time if self.log_decay.shape[1] > 1 else 0
+        decay_bh = self.log_decay[:, at].exp()
+        if self.sign is not None:
+            decay_bh = decay_bh * self.sign[:, at]
+        return decay_bh[..., None, None].to(state.dtype) * state
 
     def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
         """Return λ_i expanded to (b, t, h, n, p)."""
@@ -350,7 +353,7 @@ class DSFSystem:
             raise DSFSystemError(f"{name} is {value.dtype} and u is {self.u.dtype}: cast both to one dtype.")
 
     def _check_gain(self, name: str, value: Tensor | None) -> None:
-        if value is None:
+        if value is None or value.shape == self.u.shape[:-1]:
             return
         shape, full = tuple(value.shape), tuple(self.u.shape)
         if not (

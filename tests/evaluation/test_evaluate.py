@@ -153,7 +153,8 @@ def refused(output_dir: Path, *models: Path | str, **changes: Any) -> str:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none"
     assert f"--model {missing} is no folder here" in refused(tmp_path / "out", missing, suite="mqar")
-    assert "--model nobody/nothing cannot be loaded" in refused(tmp_path / "out", "nobody/nothing", suite="mqar")
+    unknown = refused(tmp_path / "out", "nobody/nothing", suite="mqar")
+    assert "--model nobody/nothing (no folder here, so taken as an id on the Hub) cannot be loaded" in unknown
 
 
 def test_a_folder_without_a_checkpoint_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:

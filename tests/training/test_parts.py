@@ -2,8 +2,11 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import dsf_models
 from training.config import OptimizerConfig, ScheduleConfig
 from training.data import batch_indices, parts_of_process
-from training.metrics import MetricsLog, Score
+from training.metrics import MetricsLog, Score, score_split
 from training.optim import build_optimizer, build_schedule, parameter_groups
 
 
@@ -83,6 +86,36 @@ def test_schedule_is_its_formula() -> None:
         optimizer.step()
         schedule.step()
     assert factor == pytest.approx(ratio)
+
+
+class Echo(nn.Module):
+    """A model that answers each position with its own input plus one."""
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=nn.functional.one_hot(input_ids + 1, 10).float())
+
+
+@pytest.mark.parametrize(
+    ("process", "processes", "accuracy", "row_accuracy"),
+    [(0, 1, 5 / 6, 3 / 4), (0, 2, 1, 1), (1, 2, 2 / 3, 1 / 2)],
+)
+def test_score_counts_answers_and_whole_rows_of_its_share(
+    process: int, processes: int, accuracy: float, row_accuracy: float
+) -> None:
+    rows = {
+        "input_ids": [[1, 2, 3], [1, 2, 3], [4, 5, 6], [7, 8, 1]],
+        "labels": [[2, -100, 4], [2, 9, -100], [-100, 6, -100], [-100, -100, 2]],
+    }
+    data = datasets.Dataset.from_dict(rows).with_format("torch")
+    accelerator = SimpleNamespace(
+        process_index=process, num_processes=processes, device=torch.device("cpu"), autocast=nullcontext
+    )
+    model = Echo()
+    score = score_split(model, data, accelerator, examples_per_batch=3)
+    right, wrong = math.log(math.e + 9) - 1, math.log(math.e + 9)
+    assert (score.accuracy, score.row_accuracy) == pytest.approx((accuracy, row_accuracy))
+    assert score.loss == pytest.approx(accuracy * right + (1 - accuracy) * wrong)
+    assert model.training
 
 
 def test_better_is_more_accurate_then_lower_loss() -> None:

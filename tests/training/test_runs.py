@@ -1,11 +1,13 @@
 """Whole runs in this process: what they leave behind, what they refuse, and that an interruption changes nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 import training.train as script
@@ -37,7 +39,10 @@ def test_metrics_hold_training_validation_and_one_test(finished: Path) -> None:
     (test,) = metrics(finished, "test")
     best = max(metrics(finished, "validation"), key=lambda record: (record["accuracy"], -record["loss"]))
     assert test["selected_step"] == best["step"]
-    assert metrics(finished, "train")[0].keys() >= {"loss", "gradient_norm", "learning_rate"}
+    rates = [record["learning_rate"] for record in metrics(finished, "train")]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[-1]) == (pytest.approx(1e-3), pytest.approx(1e-4))
+    assert all(record["loss"] > 0 and record["gradient_norm"] > 0 for record in metrics(finished, "train"))
 
 
 def test_the_final_folder_is_a_published_model(finished: Path) -> None:
@@ -45,9 +50,18 @@ def test_the_final_folder_is_a_published_model(finished: Path) -> None:
     assert (model.config.vocab_size, model.config.label_alignment) == (16, "same")
     record = TaskRecord.load(finished / "final")
     assert (record.name, record.seed, record.num_examples["test"]) == ("mqar", 0, 10)
-    card = (finished / "final" / "README.md").read_text()
-    assert record.data_hash["test"] in card
-    assert f"{metrics(finished, 'test')[0]['accuracy']:.2%}".replace("%", " %") in card
+
+
+def test_the_model_card_tells_the_truth(finished: Path) -> None:
+    card = ModelCard.load(finished / "final" / "README.md")
+    assert (card.data.library_name, card.data.license) == ("transformers", "apache-2.0")
+    assert TaskRecord.load(finished / "final").data_hash["test"] in card.text
+    (test,) = metrics(finished, "test")
+    assert f"| accuracy | test | {100 * test['accuracy']:.2f} % | 12.50 % |" in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names: dict = {}
+    exec(code.replace("path/to/this/folder", str(finished / "final")), names)
+    assert names["model"].num_parameters() > 0
 
 
 def test_old_checkpoints_are_removed(finished: Path) -> None:

@@ -160,15 +160,16 @@ class SSDMixer(DSFMixer):
 
     def system(self, conv_out: Tensor, rest: Tensor) -> DSFSystem:
         """Return λ_i = exp(-Δ_i a), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
+        batch, length = conv_out.shape[:2]
         shared = self.n_groups * self.state_size
         x, B, C = conv_out.split([self.inner_size, shared, shared], dim=-1)
         delta = F.softplus(rest + self.dt_bias)
         if self.time_step_limit is not None:
             delta = delta.clamp(*self.time_step_limit)
         return DSFSystem(
-            u=x.unflatten(-1, (self.num_heads, self.head_dim)),
-            B=B.unflatten(-1, (self.n_groups, self.state_size)),
-            C=C.unflatten(-1, (self.n_groups, self.state_size)),
+            u=x.view(batch, length, self.num_heads, self.head_dim),
+            B=B.view(batch, length, self.n_groups, self.state_size),
+            C=C.view(batch, length, self.n_groups, self.state_size),
             transition=ScalarDecay(delta * -self.A_log.exp()),
             D=self.D,
             input_gain=delta,

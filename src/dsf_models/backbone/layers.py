@@ -42,9 +42,10 @@ class GroupRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (…, width)."""
+        if self.num_groups == 1:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         grouped = x.unflatten(-1, (self.num_groups, -1))
-        normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2)
-        return normed * self.weight
+        return F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2) * self.weight
 
 
 class LearnedPositions(nn.Embedding):

@@ -26,8 +26,8 @@ __all__ = ["TokenLayout", "build_layout", "recurrent_mask"]
 class TokenLayout:
     """Positions, padding and documents of one forward pass."""
 
-    position_ids: Tensor
-    """Position of each token in its sequence, (b or 1, t)."""
+    position_ids: Tensor | None
+    """Position of each token in its sequence, (b or 1, t); None where the model uses none."""
     order: Tensor | None = None
     """(b, t) slot of the k-th token after gathering, real tokens first; None without pads."""
     lengths: Tensor | None = None
@@ -81,6 +81,7 @@ def build_layout(
     seq_idx: Tensor | None = None,
     cu_seq_lens: Tensor | None = None,
     infer_documents: bool = False,
+    count_positions: bool = True,
 ) -> TokenLayout:
     """Work out positions, padding and documents of one forward pass.
 
@@ -93,6 +94,7 @@ def build_layout(
         seq_idx: (b, t) number of the document of each token, or None.
         cu_seq_lens: (documents + 1,) offsets of the documents of a single row, or None.
         infer_documents: whether jumps of position_ids start documents (only right where the caller gave no mask).
+        count_positions: whether the model uses positions, so that they are worked out where they are not given.
 
     Raises:
         ValueError: the mask does not cover past and segment together, a shape does not fit, or cu_seq_lens comes with
@@ -107,7 +109,7 @@ def build_layout(
         lengths = mask.sum(1)
     documents = _documents(position_ids if infer_documents else None, seq_idx, cu_seq_lens, batch, length)
     if documents is None:
-        if position_ids is None:
+        if position_ids is None and count_positions:
             position_ids = _count_positions(full_mask, past, length, inputs_embeds.device)
         return TokenLayout(position_ids, order, lengths)
     changes = _changes(documents, order)

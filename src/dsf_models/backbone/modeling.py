@@ -160,6 +160,7 @@ class DSFModel(DSFPreTrainedModel):
             self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding == "rope":
             self.rotary_emb = DSFRotaryEmbedding(config)
+        self.uses_positions = config.position_embedding != "none"
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
@@ -229,6 +230,7 @@ class DSFModel(DSFPreTrainedModel):
             seq_idx=seq_idx,
             cu_seq_lens=kwargs.get("cu_seq_lens_q"),
             infer_documents=attention_mask is None and self._positions_tell_documents(cache),
+            count_positions=self.uses_positions,
         )
         if cache is None and self._wants_cache(use_cache, layout):
             cache = DynamicCache(config=self.config)
@@ -239,7 +241,7 @@ class DSFModel(DSFPreTrainedModel):
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
-        hidden = self.dropout(hidden)
+        hidden = self.dropout(hidden) if self.training else hidden
         for block, layer_type in zip(self.layers, self.layer_types, strict=True):
             hidden = block(
                 hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs

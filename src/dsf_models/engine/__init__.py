@@ -74,7 +74,7 @@ def evaluate(
         else:
             kernel = CHUNKED_KERNELS[type(system.transition)]
             y, state = kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
-    return y.to(system.u.dtype), state
+    return y if work is system else y.to(system.u.dtype), state
 
 
 def _checked_state(system: DSFSystem, state: Tensor | None) -> Tensor:
