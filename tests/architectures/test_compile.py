@@ -8,15 +8,18 @@ from tests import contract
 from tests.contract import CACHE_NAME, every, fresh, gradients, sequences
 
 
-class CountingBackend:
-    """Runs graphs as they are, and counts them."""
+def counting_backend():
+    """Return a compiler backend that runs graphs as they are, and counts them in its attribute `graphs`.
 
-    def __init__(self):
-        self.graphs = 0
+    A function, not an object: `generate` copies its configuration deeply, and with it an object that counts.
+    """
 
-    def __call__(self, graph, inputs):
-        self.graphs += 1
+    def backend(graph, inputs, **options):
+        backend.graphs += 1
         return graph.forward
+
+    backend.graphs = 0
+    return backend
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +32,7 @@ def _fresh_compiler():
 @every("default", "full", "rope")
 @pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
 def test_training_step_is_one_graph(name, case, kind):
-    model, backend = fresh(name, case).double().train(), CountingBackend()
+    model, backend = fresh(name, case).double().train(), counting_backend()
     mask = contract.padding_mask("left")
     ids = contract.place(sequences(), mask, contract.PAD)
     inputs = {
@@ -50,7 +53,7 @@ def test_training_step_is_one_graph(name, case, kind):
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "left-padded"])
 def test_decoding_is_one_graph(name, case, padded):
     """Generation with a static cache compiles its decoding step once, for all tokens."""
-    model, backend = fresh(name, case).double(), CountingBackend()
+    model, backend = fresh(name, case).double(), counting_backend()
     lengths = (6, 4) if padded else (5, 5)
     mask = contract.padding_mask("left", lengths)
     prompts = {"ids": contract.place(sequences(lengths), mask, contract.PAD), "attention_mask": mask.long()}
@@ -67,7 +70,7 @@ def test_decoding_is_one_graph(name, case, padded):
 def test_own_decoding_loop_is_one_graph(name, case):
     """So does a loop of one's own, whether it gives positions or not."""
     for with_positions in (False, True):
-        model, backend, ids = fresh(name, case).double(), CountingBackend(), torch.stack(sequences((12, 12)))
+        model, backend, ids = fresh(name, case).double(), counting_backend(), torch.stack(sequences((12, 12)))
         whole = model(ids, use_cache=False).logits
         cache = StaticCache(config=model.config, max_cache_len=12)
         model(ids[:, :4], **{CACHE_NAME: cache})
