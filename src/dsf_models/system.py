@@ -18,12 +18,24 @@ Source: Sieber et al. 2024, "Understanding the Differences in Foundation Models"
 """
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .transitions import (
+    DSFSystemError,
+    Identity,
+    ScalarDecay,
+    Transition,
+    beyond,
+    broadcasts,
+    causal_mask,
+    expand_groups,
+    map_floats,
+    nonzero,
+)
 
 __all__ = [
     "DSFSystem",
@@ -36,15 +48,6 @@ __all__ = [
     "Transition",
     "rescale_state",
 ]
-
-Record = TypeVar("Record")
-
-LOG_ZERO = -1e4
-"""Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
-
-
-class DSFSystemError(ValueError):
-    """A system was built or used with sizes, dtypes or options that do not fit together."""
 
 
 class Spectrum(NamedTuple):
@@ -73,179 +76,6 @@ class SystemMatrices(NamedTuple):
     """(b, t, d, d)"""
 
 
-def _broadcasts(size: int, full: int) -> bool:
-    return size in (1, full)
-
-
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """Return the (t, t) boolean mask that is True where column j <= row i."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
-
-
-def nonzero(denominator: Tensor) -> Tensor:
-    """Replace exact zeros by 1: a row whose weights all underflowed has a zero numerator too, and reads 0."""
-    return denominator.masked_fill(denominator == 0, 1.0)
-
-
-def beyond(lengths: Tensor, length: int) -> Tensor:
-    """Return (b, t) True at the steps behind each row's last real token, from the numbers of real tokens (b,)."""
-    return torch.arange(length, device=lengths.device) >= lengths[:, None]
-
-
-def expand_groups(x: Tensor, num_heads: int) -> Tensor:
-    """Repeat the groups (dimension 2) of (b, t, g, n) so that every head has its own: (b, t, h, n)."""
-    groups = x.shape[2]
-    return x if groups == num_heads else x.repeat_interleave(num_heads // groups, dim=2)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Structures of Λ
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Transition(ABC):
-    """Structure of Λ_i: how one step of the recurrence acts on the head states S (b, h, n, p).
-
-    A new structure is one subclass here and one kernel in `engine`; the sequential reference and Φ need nothing else.
-    """
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
-        """Raise `DSFSystemError` unless the parameters of Λ fit a system of these sizes."""
-
-    @abstractmethod
-    def step(self, state: Tensor, time: int) -> Tensor:
-        """Return Λ_time(S) for the head states S (b, h, n, p)."""
-
-    @abstractmethod
-    def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
-        """Return the eigenvalues of Λ_0 … Λ_{t-1}, expanded to (b, t, h, n, p) in float64."""
-
-    @abstractmethod
-    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
-        """Return c_i^T Λ_i … Λ_{j+1} b_j for all j <= i, zero above the diagonal: (b, h, t, t)."""
-
-    @abstractmethod
-    def narrow(self, start: int, length: int) -> Self:
-        """Return the structure restricted to `length` steps from `start`."""
-
-    @abstractmethod
-    def mask(self, starts: Tensor | None, padded: Tensor | None) -> "Transition":
-        """Return the structure with Λ = 0 where `starts` (b, t) and Λ = 1 where `padded` (b, t) hold."""
-
-    def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
-        """Return the distinct eigenvalues, (b, t, h) where a head has one, in float64."""
-        return self.diagonal(batch, length, num_heads, 1, 1)[..., 0, 0]
-
-    def to(self, dtype: torch.dtype) -> Self:
-        """Return the structure with its floating-point tensors in `dtype`."""
-        return _map_floats(self, dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Identity(Transition):
-    """Λ_i = 1: the state sums up everything it was given (attention in the gauge of its normaliser)."""
-
-    name: ClassVar[str] = "identity"
-
-    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
-        """Accept every size."""
-
-    def step(self, state: Tensor, time: int) -> Tensor:
-        """Return S unchanged."""
-        return state
-
-    def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
-        """Return ones (b, t, h, n, p)."""
-        return torch.ones(batch, length, num_heads, state_size, head_dim, dtype=torch.float64)
-
-    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
-        """Return c_i^T b_j for j <= i: (b, h, t, t)."""
-        return torch.einsum("bihn,bjhn->bhij", C_bthn, B_bthn).tril()
-
-    def narrow(self, start: int, length: int) -> Self:
-        """Return itself: Λ does not depend on time."""
-        return self
-
-    def mask(self, starts: Tensor | None, padded: Tensor | None) -> Transition:
-        """Return a `ScalarDecay` that is 0 at document starts and 1 elsewhere (pads need no change: Λ is 1)."""
-        if starts is None:
-            return self
-        starts = starts if padded is None else starts & ~padded
-        log_decay = torch.zeros(starts.shape, dtype=torch.float32, device=starts.device)
-        return ScalarDecay(log_decay.masked_fill(starts, LOG_ZERO)[..., None])
-
-
-@dataclass(frozen=True, eq=False)
-class ScalarDecay(Transition):
-    """Λ_i = λ_i I with one scalar λ_i = sign_i · exp(log_decay_i) per head and step (SSD, gauge changes, resets)."""
-
-    name: ClassVar[str] = "scalar"
-
-    log_decay: Tensor
-    """log |λ|, (b|1, t|1, h|1); -inf means λ = 0. Gradients are with respect to it."""
-    sign: Tensor | None = None
-    """Sign of λ, +1 or -1 in the shape of `log_decay`; None where λ is never negative."""
-
-    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
-        """Raise unless `log_decay` broadcasts to (b, t, h) and `sign` has its shape."""
-        shape = tuple(self.log_decay.shape)
-        if len(shape) != 3 or not all(map(_broadcasts, shape, (batch, length, num_heads))):
-            raise DSFSystemError(
-                f"log_decay has shape {shape}, but u asks for ({batch}|1, {length}|1, {num_heads}|1): "
-                "give one log-decay per batch row, step and head (or broadcast it)."
-            )
-        if self.sign is not None and self.sign.shape != self.log_decay.shape:
-            raise DSFSystemError(f"sign has shape {tuple(self.sign.shape)}; it must equal log_decay's {shape}.")
-
-    def values(self) -> Tensor:
-        """Return λ in the shape of `log_decay`."""
-        decay = self.log_decay.exp()
-        return decay if self.sign is None else decay * self.sign
-
-    def step(self, state: Tensor, time: int) -> Tensor:
-        """Return λ_time · S."""
-        at = time if self.log_decay.shape[1] > 1 else 0
-        decay_bh = self.log_decay[:, at].exp()
-        if self.sign is not None:
-            decay_bh = decay_bh * self.sign[:, at]
-        return decay_bh[..., None, None].to(state.dtype) * state
-
-    def diagonal(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
-        """Return λ_i expanded to (b, t, h, n, p)."""
-        return self.to(torch.float64).values()[..., None, None].expand(batch, length, num_heads, state_size, head_dim)
-
-    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
-        """Return c_i^T b_j λ_i … λ_{j+1} for j <= i: (b, h, t, t)."""
-        return torch.einsum("bihn,bjhn->bhij", C_bthn, B_bthn) * self.products(B_bthn.shape[1]).to(B_bthn.dtype)
-
-    def products(self, length: int) -> Tensor:
-        """Return λ_i … λ_{j+1} in row i and column j <= i, zero above the diagonal: (b|1, h|1, t, t) in float64."""
-        rows = self.to(torch.float64).values().expand(-1, length, -1).transpose(1, 2)[..., None]
-        below = causal_mask(length, rows.device).tril(-1)
-        return torch.where(below, rows, 1.0).cumprod(-2).tril()
-
-    def narrow(self, start: int, length: int) -> Self:
-        """Return the decays of `length` steps from `start`."""
-        if self.log_decay.shape[1] == 1:
-            return self
-        sign = None if self.sign is None else self.sign.narrow(1, start, length)
-        return replace(self, log_decay=self.log_decay.narrow(1, start, length), sign=sign)
-
-    def mask(self, starts: Tensor | None, padded: Tensor | None) -> "ScalarDecay":
-        """Return the decays with λ = 0 at document starts and λ = 1 at pads."""
-        log_decay, sign = self.log_decay, self.sign
-        if starts is not None:
-            log_decay = log_decay.masked_fill(starts[..., None], LOG_ZERO)
-        if padded is not None:
-            log_decay = log_decay.masked_fill(padded[..., None], 0.0)
-            sign = None if sign is None else sign.masked_fill(padded[..., None], 1.0)
-        return ScalarDecay(log_decay, None if sign is None else sign.expand_as(log_decay))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Systems
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,15 +96,6 @@ def _checked_realisation(realisation: str) -> str:
     if realisation not in ("native", "normalised"):
         raise DSFSystemError(f'realisation={realisation!r} is unknown: use "native" or "normalised".')
     return realisation
-
-
-def _map_floats(record: Record, dtype: torch.dtype) -> Record:
-    changes = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, Transition) or (isinstance(value, Tensor) and value.is_floating_point()):
-            changes[field.name] = value.to(dtype)
-    return replace(record, **changes)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -343,7 +164,7 @@ class DSFSystem:
     def _check_factor(self, name: str, value: Tensor) -> None:
         batch, length, num_heads, _ = self.u.shape
         shape = tuple(value.shape)
-        fits = len(shape) == 4 and _broadcasts(shape[0], batch) and _broadcasts(shape[1], length)
+        fits = len(shape) == 4 and broadcasts(shape[0], batch) and broadcasts(shape[1], length)
         if not fits or shape[2] == 0 or num_heads % shape[2]:
             raise DSFSystemError(
                 f"{name} has shape {shape}, but u of shape {tuple(self.u.shape)} asks for "
@@ -357,7 +178,7 @@ class DSFSystem:
             return
         shape, full = tuple(value.shape), tuple(self.u.shape)
         if not (
-            len(shape) in (3, 4) and all(map(_broadcasts, shape[:2], full[:2])) and shape[2:] == full[2 : len(shape)]
+            len(shape) in (3, 4) and all(map(broadcasts, shape[:2], full[:2])) and shape[2:] == full[2 : len(shape)]
         ):
             raise DSFSystemError(f"{name} has shape {shape}; give {full[:3]} or {full} (batch and time may be 1).")
 
@@ -444,7 +265,7 @@ class DSFSystem:
 
     def to(self, dtype: torch.dtype) -> "DSFSystem":
         """Return the system with every floating-point tensor in `dtype`."""
-        return _map_floats(self, dtype)
+        return map_floats(self, dtype)
 
     def with_layout(self, starts: Tensor | None, lengths: Tensor | None) -> "DSFSystem":
         """Return the system with document starts (b, t) and numbers of real tokens (b,) written into it."""
@@ -472,18 +293,18 @@ class DSFSystem:
             phi = phi + torch.diag_embed(_as_channel_gain(system.D)[..., None].expand(-1, -1, self.length))
         if self.lengths is not None:
             phi = _zero_pads(phi, self.padded[:, None, None])
-        return phi if self._differs_by_channel() else phi.squeeze(2)
+        return phi.squeeze(2) if self._shared_by_channels(phi) else phi
 
     def _driven_weights(self) -> Tensor:
-        """Return c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, h, p, t, t), with p = 1 where s is one gain a head."""
+        """Return c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, h, p, t, t), with p = 1 where a head's channels share Λ and s."""
         batch, length, num_heads, _ = self.u.shape
         B_bthn, C_bthn = (expand_groups(x, num_heads).expand(batch, length, -1, -1) for x in (self.B, self.C))
-        weights = self.effective_transition().scores(B_bthn, C_bthn)[:, :, None]
+        weights = self.effective_transition().scores(B_bthn, C_bthn)
         return weights if self.input_gain is None else weights * _time_last(self.input_gain)[..., None, :]
 
-    def _differs_by_channel(self) -> bool:
-        per_channel = (x is not None and x.ndim == 4 for x in (self.input_gain, self.output_gain))
-        return any(per_channel) or (self.D is not None and self.D.ndim == 2)
+    def _shared_by_channels(self, phi: Tensor) -> bool:
+        per_channel = any(x is not None and x.ndim == 4 for x in (self.input_gain, self.output_gain))
+        return phi.shape[2] == 1 and not per_channel and (self.D is None or self.D.ndim == 1)
 
     def normalizer(self) -> Tensor:
         """Return η_i = Σ_{j<=i} c_i^T Λ_i … Λ_{j+1} b_j s_j from a zero state, (b, t, h) in float64; pads mean nothing.
@@ -530,7 +351,7 @@ class DSFSystem:
         system = self.to(torch.float64)
         batch, length, num_heads, head_dim = self.u.shape
         n, d = self.B.shape[-1], num_heads * head_dim
-        diagonal = system.effective_transition().diagonal(batch, length, num_heads, n, head_dim).to(self.u.device)
+        blocks = system.effective_transition().blocks(batch, length, num_heads, n, head_dim).to(self.u.device)
         eye_d = torch.eye(d, dtype=torch.float64, device=self.u.device)
         real = torch.ones(batch, length, dtype=torch.float64, device=self.u.device)
         real = real if self.lengths is None else real.masked_fill(self.padded, 0.0)
@@ -544,7 +365,7 @@ class DSFSystem:
         B_btdn = self._per_channel(system.B) * gain_in[..., None]
         C_btdn = self._per_channel(system.C) * gain_out[..., None]
         return SystemMatrices(
-            Lambda=torch.diag_embed(diagonal.transpose(-1, -2).reshape(batch, length, d * n)),
+            Lambda=torch.einsum("btdnm,de->btdnem", blocks.flatten(2, 3), eye_d).reshape(batch, length, d * n, d * n),
             B=torch.einsum("btdn,de->btdne", B_btdn, eye_d).reshape(batch, length, d * n, d),
             C=torch.einsum("btdn,de->btedn", C_btdn, eye_d).reshape(batch, length, d, d * n),
             D=torch.diag_embed(real[..., None] * feed),

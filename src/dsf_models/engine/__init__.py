@@ -9,11 +9,13 @@ float64 sequential reference:
 """
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..system import DSFSystem, DSFSystemError, Identity, ScalarDecay
+from ..system import DSFSystem
+from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -72,9 +74,19 @@ def evaluate(
         elif mode == "matrix":
             y, state = evaluate_matrix(work, state)
         else:
-            kernel = CHUNKED_KERNELS[type(system.transition)]
+            kernel = _chunked_kernel(system.transition)
             y, state = kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
     return y if work is system else y.to(system.u.dtype), state
+
+
+def _chunked_kernel(transition: Transition) -> Callable[..., tuple[Tensor, Tensor]]:
+    kernel = CHUNKED_KERNELS.get(type(transition))
+    if kernel is None:
+        raise DSFSystemError(
+            f'mode="chunked" has no kernel for Λ of structure {transition.name!r}: '
+            'write one in engine/, or use mode="matrix".'
+        )
+    return kernel
 
 
 def _checked_state(system: DSFSystem, state: Tensor | None) -> Tensor:

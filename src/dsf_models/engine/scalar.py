@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..system import LOG_ZERO, DSFSystem, Identity, ScalarDecay, expand_groups
+from ..system import DSFSystem
+from ..transitions import LOG_ZERO, Identity, ScalarDecay, expand_groups
 
 __all__ = ["DEFAULT_CHUNK", "evaluate_chunked"]
 

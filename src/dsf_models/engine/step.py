@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..system import DSFSystem, expand_groups
+from ..system import DSFSystem
+from ..transitions import expand_groups
 
 __all__ = ["evaluate_recurrent"]
 

@@ -1,0 +1,28 @@
+"""Structures of Λ, one file each: how a step acts on the state, its eigenvalues, and its products over time."""
+
+from .base import (
+    LOG_ZERO,
+    DSFSystemError,
+    Transition,
+    beyond,
+    broadcasts,
+    causal_mask,
+    expand_groups,
+    map_floats,
+    nonzero,
+)
+from .scalar import Identity, ScalarDecay
+
+__all__ = [
+    "LOG_ZERO",
+    "DSFSystemError",
+    "Identity",
+    "ScalarDecay",
+    "Transition",
+    "beyond",
+    "broadcasts",
+    "causal_mask",
+    "expand_groups",
+    "map_floats",
+    "nonzero",
+]

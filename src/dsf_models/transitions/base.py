@@ -1,0 +1,105 @@
+"""What every structure of Λ offers, and the small tensor helpers that structures and systems share.
+
+Letters: b batch, t time, h heads, g groups, n states per channel, p head width; q is 1 where the channels of a head
+share Λ, else p.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+Record = TypeVar("Record")
+
+LOG_ZERO = -1e4
+"""Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
+
+
+class DSFSystemError(ValueError):
+    """A system was built or used with sizes, dtypes or options that do not fit together."""
+
+
+def broadcasts(size: int, full: int) -> bool:
+    """Return whether a dimension of this size fits one of size `full` by broadcasting."""
+    return size in (1, full)
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """Return the (t, t) boolean mask that is True where column j <= row i."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def nonzero(denominator: Tensor) -> Tensor:
+    """Replace exact zeros by 1: a row whose weights all underflowed has a zero numerator too, and reads 0."""
+    return denominator.masked_fill(denominator == 0, 1.0)
+
+
+def beyond(lengths: Tensor, length: int) -> Tensor:
+    """Return (b, t) True at the steps behind each row's last real token, from the numbers of real tokens (b,)."""
+    return torch.arange(length, device=lengths.device) >= lengths[:, None]
+
+
+def expand_groups(x: Tensor, num_heads: int) -> Tensor:
+    """Repeat the groups (dimension 2) of (b, t, g, n) so that every head has its own: (b, t, h, n)."""
+    groups = x.shape[2]
+    return x if groups == num_heads else x.repeat_interleave(num_heads // groups, dim=2)
+
+
+def map_floats(record: Record, dtype: torch.dtype) -> Record:
+    """Return the dataclass with every floating-point tensor, and those of its transition, in `dtype`."""
+    changes = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Transition) or (isinstance(value, Tensor) and value.is_floating_point()):
+            changes[field.name] = value.to(dtype)
+    return replace(record, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Transition(ABC):
+    """Structure of Λ_i: how one step of the recurrence acts on the head states S (b, h, n, p).
+
+    A new structure is one subclass, in a file beside this one, and one kernel in `engine`; the sequential reference, Φ
+    and the dense matrices need nothing else.
+    """
+
+    name: ClassVar[str]
+    """Name of the structure, for messages and tables."""
+
+    @abstractmethod
+    def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
+        """Raise `DSFSystemError` unless the parameters of Λ fit a system of these sizes."""
+
+    @abstractmethod
+    def step(self, state: Tensor, time: int) -> Tensor:
+        """Return Λ_time(S) for the head states S (b, h, n, p)."""
+
+    @abstractmethod
+    def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
+        """Return c_i^T Λ_i … Λ_{j+1} b_j for all j <= i, zero above the diagonal: (b, h, q, t, t)."""
+
+    @abstractmethod
+    def blocks(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
+        """Return Λ_0 … Λ_{t-1} as they act on the n states of each channel, (b, t, h, p, n, n) in float64."""
+
+    @abstractmethod
+    def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
+        """Return the distinct eigenvalues of Λ_0 … Λ_{t-1}, (b, t, h) where a head has one, as float64 or complex."""
+
+    @abstractmethod
+    def narrow(self, start: int, length: int) -> Self:
+        """Return the structure restricted to `length` steps from `start`."""
+
+    @abstractmethod
+    def pad(self, before: int, after: int, length: int) -> "Transition":
+        """Return the structure of `length` steps with steps of Λ = 1 added at both ends."""
+
+    @abstractmethod
+    def mask(self, starts: Tensor | None, padded: Tensor | None) -> "Transition":
+        """Return the structure with Λ = 0 where `starts` (b, t) and Λ = 1 where `padded` (b, t) hold."""
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """Return the structure with its floating-point tensors in `dtype`."""
+        return map_floats(self, dtype)
