@@ -143,4 +143,7 @@ def wilson_interval(value: float, trials: float) -> tuple[float, float]:
     square = _Z**2 / trials
     centre = value + square / 2
     spread = _Z * math.sqrt(value * (1 - value) / trials + square / (4 * trials))
-    return max(0.0, (centre - spread) / (1 + square)), min(1.0, (centre + spread) / (1 + square))
+    # At p = 0 and p = 1 one end is p itself, from which rounding must not move it inwards.
+    return max(0.0, min(value, (centre - spread) / (1 + square))), min(
+        1.0, max(value, (centre + spread) / (1 + square))
+    )

@@ -45,6 +45,13 @@ def test_wilson_interval_has_its_published_values(value: float, trials: float, i
     assert wilson_interval(value, trials) == pytest.approx(interval, abs=1e-3)
 
 
+@pytest.mark.parametrize("trials", [1, 3, 24.4, 117, 1000, 99999.5])
+def test_wilson_interval_holds_the_fraction_it_belongs_to(trials: float) -> None:
+    for value in (0.0, 1e-12, 0.5, 1 - 1e-12, 1.0):
+        low, high = wilson_interval(value, trials)
+        assert 0 <= low <= value <= high <= 1
+
+
 def test_dependent_answers_widen_the_interval() -> None:
     right = np.repeat([True, False, True, True], 25)
     together, alone = accuracy(right, np.repeat(np.arange(4), 25)), accuracy(right, np.arange(100))
