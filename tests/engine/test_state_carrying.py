@@ -91,3 +91,26 @@ def test_a_document_start_forgets_everything_before_it(mode):
     alone, last = evaluate(system.narrow(5, 6), mode, chunk_size=4)
     torch.testing.assert_close(y[:, 5:], alone, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(state, last, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", [{"signed": True}, {"decay": None}, {"decay": None, "normalized": True}])
+def test_a_state_given_away_is_overwritten_with_the_same_result(kind):
+    case = Case(length=3, D=1, input_gain=3, **kind)
+    tensors = case.tensors()
+    system, given = case.system(tensors), tensors["state"].detach()
+    kept = given.clone()
+    with torch.no_grad():
+        y, state = evaluate(system, "recurrent", given)
+        assert torch.equal(given, kept)
+        y_again, overwritten = evaluate(system, "recurrent", given, overwrite_state=True)
+    assert overwritten.data_ptr() == given.data_ptr()
+    assert torch.equal(y_again, y)
+    assert torch.equal(overwritten, state)
+
+
+def test_a_state_that_gradients_need_is_never_overwritten():
+    case = Case(length=3, signed=True)
+    tensors = case.tensors()
+    before = tensors["state"].detach().clone()
+    evaluate(case.system(tensors), "recurrent", tensors["state"], overwrite_state=True)
+    assert torch.equal(tensors["state"], before)

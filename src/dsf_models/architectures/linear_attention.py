@@ -24,7 +24,8 @@ from ..backbone import (
     DSFModel,
     register_architecture,
 )
-from ..system import DSFSystem, Identity
+from ..system import DSFSystem
+from ..transitions import Identity
 
 __all__ = [
     "LinearAttentionConfig",

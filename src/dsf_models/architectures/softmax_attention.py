@@ -30,9 +30,9 @@ from ..backbone import (
     TokenLayout,
     checked_layer,
     register_architecture,
-    require,
     rotate,
 )
+from ..errors import require
 from ..system import SoftmaxSystem
 
 __all__ = [

@@ -10,6 +10,7 @@ Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024, section 3.3 (arXi
 """
 
 import math
+import sys
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,10 +28,11 @@ from ..backbone import (
     DSFMixer,
     DSFModel,
     register_architecture,
-    require,
     softplus_inverse,
 )
-from ..system import DSFSystem, ScalarDecay
+from ..errors import require
+from ..system import DSFSystem
+from ..transitions import ScalarDecay
 
 __all__ = [
     "SSDConfig",
@@ -103,14 +105,14 @@ class SSDConfig(DSFConfig):
             self.time_step_min,
             f"must be at most time_step_max={self.time_step_max}.",
         )
-        self._require_range("time_step_limit", lowest=0.0)
-        self._require_range("a_init_range", lowest=math.ulp(0.0))
+        self._require_range("time_step_limit", "non-negative", 0.0, math.inf)
+        self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)
 
-    def _require_range(self, name: str, lowest: float) -> None:
+    def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
         value = getattr(self, name)
         if value is not None:
-            ordered = len(value) == 2 and lowest <= value[0] <= value[1]
-            require(ordered, name, value, "give two numbers, the smaller first, none negative.")
+            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+            require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
 
 
 class SSDMixer(DSFMixer):

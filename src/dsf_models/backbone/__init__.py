@@ -1,7 +1,7 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
 from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer, state_bytes
-from .configuration import DSFConfig, require
+from .configuration import DSFConfig
 from .layout import TokenLayout
 from .mixer import DSFMixer, softplus_inverse
 from .modeling import (
@@ -33,7 +33,6 @@ __all__ = [
     "get_architecture",
     "list_architectures",
     "register_architecture",
-    "require",
     "rotate",
     "softplus_inverse",
     "state_bytes",

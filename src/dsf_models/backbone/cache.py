@@ -82,7 +82,8 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         """Store the recurrent state in place, detached, and count the tokens that led to it."""
         if not self.is_recurrent_states_initialized[0]:
             self.lazy_initialization(recurrent_states=state)
-        self.recurrent_states[0].copy_(state.detach())
+        if state is not self.recurrent_states[0]:
+            self.recurrent_states[0].copy_(state.detach())
         self.has_previous_state[0] = True
         self.cumulative_length.add_(num_tokens)
 

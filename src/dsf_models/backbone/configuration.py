@@ -1,6 +1,5 @@
 """The configuration that every architecture shares: sizes, block structure, positions, initialisation."""
 
-import difflib
 import math
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +8,9 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-__all__ = ["DSFConfig", "require"]
+from ..errors import did_you_mean, require
+
+__all__ = ["DSFConfig"]
 
 # Keys without a field of their own that transformers itself writes into config.json or passes to the constructor.
 _TRANSFORMERS_KEYS = frozenset(
@@ -40,12 +41,6 @@ _TRANSFORMERS_KEYS = frozenset(
         "use_return_dict",
     }
 )
-
-
-def require(condition: bool, field: str, value: Any, remedy: str) -> None:
-    """Raise a `ValueError` that names the field, its value and the remedy, unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{field}={value!r}: {remedy}")
 
 
 @strict
@@ -261,6 +256,12 @@ class DSFConfig(PreTrainedConfig):
             None,
             f"rope_type={rope_type!r} depends on the longest sequence: set it.",
         )
+        require(
+            0 < self.rope_parameters["rope_theta"] < math.inf,
+            "rope_parameters",
+            self.rope_parameters,
+            "rope_theta must be positive and finite.",
+        )
         share = self.rope_parameters.get("partial_rotary_factor") or 1.0
         require(
             int(self.state_size * share) % 2 == 0 and 0 < share <= 1,
@@ -276,8 +277,8 @@ class DSFConfig(PreTrainedConfig):
     def _require_activation(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)
         known = value in ACT2FN or (allow_none and value == "none")
-        close = difflib.get_close_matches(value, [*ACT2FN, "none"], n=3)
-        require(known, name, value, f"unknown activation; did you mean {' or '.join(close) or 'silu'}?")
+        hint = did_you_mean(value, [*ACT2FN, "none"]) or "give a name that transformers knows, such as silu or gelu."
+        require(known, name, value, f"unknown activation; {hint}")
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         fields = type(self).__dataclass_fields__
@@ -285,8 +286,7 @@ class DSFConfig(PreTrainedConfig):
         for key in kwargs:
             if key in allowed or key.startswith("_") or key in self.attribute_map:
                 continue
-            close = difflib.get_close_matches(key, [name for name in fields if not name.startswith("_")], n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "its fields are listed in the class's docstring."
+            hint = did_you_mean(key, fields) or "its fields are listed in the class's docstring."
             raise ValueError(f"{key}={kwargs[key]!r}: {type(self).__name__} has no field {key!r}; {hint}")
 
     def _legacy_keys(self) -> set[str]:

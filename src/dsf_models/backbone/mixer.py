@@ -101,8 +101,10 @@ class DSFMixer(nn.Module):
         layer = checked_layer(cache, self.layer_idx) if cache is not None else None
         gathered = layout.gather(hidden)
         system = self.system_at(gathered, layout, layer)
-        y, state = engine.evaluate(system, state=layer.read_state() if layer is not None else None)
-        if layer is not None:
+        if layer is None:
+            y, _ = engine.evaluate(system)
+        else:
+            y, state = engine.evaluate(system, state=layer.read_state(), overwrite_state=True)
             layer.write_state(state, hidden.shape[1])
         return layout.scatter(self.finish(y.flatten(2), gathered)), None
 

@@ -3,7 +3,6 @@
 Letters: b batch, t time, d hidden_size, v vocabulary.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,6 +26,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
+from ..errors import did_you_mean
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
 from .generation import DSFGenerationMixin
@@ -62,7 +62,8 @@ LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
 _FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__)
 _HINTED_KEYWORDS = sorted(
     _FORWARD_KEYWORDS
-    | {"attention_mask", "inputs_embeds", "label_alignment", "labels", "logits_to_keep", "seq_idx", "use_cache"}
+    | {"attention_mask", "inputs_embeds", "label_alignment", "labels", "logits_to_keep", "past_key_values"}
+    | {"position_ids", "seq_idx", "use_cache"}
 )
 
 
@@ -330,6 +331,9 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.loss_function = causal_lm_loss
+        if config.label_alignment == "same":
+            # By the name Trainer tells whether the first label of a row counts in num_items_in_batch.
+            self.loss_type = "ForTokenClassification"
         self.post_init()
 
     @can_return_tuple
@@ -344,7 +348,6 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
-        label_alignment: str | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss where labels are given.
@@ -363,6 +366,8 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
         Raises:
             ValueError: an unknown label_alignment, or what `DSFModel.forward` raises.
         """
+        # No parameter: Trainer takes every parameter with "label" in its name for labels that a batch must hold.
+        alignment = kwargs.pop("label_alignment", None) or self.config.label_alignment
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -377,7 +382,7 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
         loss = None
         if labels is not None:
             mask = recurrent_mask(self.config, labels, attention_mask) if isinstance(attention_mask, Tensor) else None
-            targets = aligned_targets(labels, label_alignment or self.config.label_alignment, mask)
+            targets = aligned_targets(labels, alignment, mask)
             targets = slice_logits_to_keep(targets[..., None], logits_to_keep)[..., 0]
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, shift_labels=targets, **kwargs
@@ -504,9 +509,8 @@ def base_model_class(head_class: type[DSFPreTrainedModel]) -> type[DSFModel]:
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in _FORWARD_KEYWORDS:
-            close = difflib.get_close_matches(name, _HINTED_KEYWORDS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            raise TypeError(f"forward got an unknown keyword {name!r}{hint}")
+            hint = did_you_mean(name, _HINTED_KEYWORDS) or "leave it out."
+            raise TypeError(f"forward got an unknown keyword {name!r}; {hint}")
     if kwargs.get("is_causal") is False:
         raise ValueError("is_causal=False: an output never depends on later tokens; leave is_causal out.")
 

@@ -1,6 +1,5 @@
 """The registry: one entry for each architecture, made by its own file. Everything else looks architectures up here."""
 
-import difflib
 from dataclasses import dataclass
 
 from transformers import (
@@ -12,6 +11,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ..errors import suggest
 from .configuration import DSFConfig
 from .mixer import DSFMixer
 
@@ -48,7 +48,7 @@ def register_architecture(architecture: Architecture) -> None:
     """Add an architecture, and its classes to transformers' Auto classes.
 
     Raises:
-        ValueError: the model_type does not start with "dsf_", or is taken.
+        ValueError: the model_type does not start with "dsf_" or is taken, or a class is that of another configuration.
     """
     config_class, model_type = architecture.config_class, architecture.config_class.model_type
     if not model_type.startswith("dsf_"):
@@ -57,6 +57,14 @@ def register_architecture(architecture: Architecture) -> None:
         raise ValueError(
             f"model_type={model_type!r} is taken by {_ARCHITECTURES[architecture.name].config_class.__name__}."
         )
+    # Before the first mapping is written, so that a refused architecture leaves no trace.
+    for name in ("model_class", "causal_lm_class", "sequence_classification_class", "token_classification_class"):
+        head_class = getattr(architecture, name)
+        if head_class.config_class is not config_class:
+            raise ValueError(
+                f"{name}={head_class.__name__} is configured by {head_class.config_class.__name__}: "
+                f"declare `config: {config_class.__name__}` in it."
+            )
     AutoConfig.register(model_type, config_class)
     AutoModel.register(config_class, architecture.model_class)
     AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)
@@ -79,9 +87,7 @@ def get_architecture(name: str) -> Architecture:
         ValueError: no such architecture; the closest names are offered.
     """
     if name not in _ARCHITECTURES:
-        close = difflib.get_close_matches(name, _ARCHITECTURES, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(list_architectures())}."
-        raise ValueError(f"architecture={name!r} is unknown; {hint}")
+        raise ValueError(f"architecture={name!r} is unknown; {suggest(name, list_architectures())}")
     return _ARCHITECTURES[name]
 
 

@@ -41,7 +41,11 @@ def initial_state(system: DSFSystem) -> Tensor:
 
 
 def evaluate(
-    system: DSFSystem, mode: str | None = None, state: Tensor | None = None, chunk_size: int | None = None
+    system: DSFSystem,
+    mode: str | None = None,
+    state: Tensor | None = None,
+    chunk_size: int | None = None,
+    overwrite_state: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate a DSF system.
 
@@ -52,6 +56,8 @@ def evaluate(
         mode: "recurrent", "chunked" or "matrix"; default "recurrent" for a single token, else "chunked".
         state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system; None for zero.
         chunk_size: chunk length of the chunked mode; default the kernel's own.
+        overwrite_state: whether the new state may take the given one's memory (decoding does; never where gradients
+            flow).
 
     Returns:
         y (b, t, h, p) in u's dtype, and the state at each row's last real token, at least float32. Gradients flow
@@ -70,7 +76,7 @@ def evaluate(
     state = _checked_state(work, state)
     with _full_precision(system.u.device.type):
         if mode == "recurrent":
-            y, state = evaluate_recurrent(work, state)
+            y, state = evaluate_recurrent(work, state, overwrite_state and not torch.is_grad_enabled())
         elif mode == "matrix":
             y, state = evaluate_matrix(work, state)
         else:

@@ -9,7 +9,7 @@ from ..transitions import expand_groups
 __all__ = ["evaluate_recurrent"]
 
 
-def evaluate_recurrent(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool = False) -> tuple[Tensor, Tensor]:
     """Evaluate a system by its recurrence, carrying the state from token to token.
 
         S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
@@ -17,6 +17,7 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor
     Args:
         system: the system; its time dimension is usually 1.
         state: S_{-1}, (b, h, n, p or p + 1), in the compute dtype.
+        overwrite_state: whether the new state may take the old one's memory, where no gradient needs it.
 
     Returns:
         y (b, t, h, p) and the state after the last real token.
@@ -25,7 +26,10 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor
     steps = zip(_steps(system.B, system), _steps(system.C, system), system.drive().unbind(1), strict=True)
     raw = []
     for time, (b_bhn, c_bhn, drive_bhp) in enumerate(steps):
-        state = torch.addcmul(transition.step(state, time), b_bhn[..., None], drive_bhp[..., None, :])
+        moved = transition.step(state, time, in_place=overwrite_state)
+        # A state is large: what nobody else holds is added to where it lies.
+        add = moved.addcmul if moved is state and not overwrite_state else moved.addcmul_
+        state = add(b_bhn[..., None], drive_bhp[..., None, :])
         raw.append((c_bhn[..., None, :] @ state).squeeze(-2))
     return system.read(raw[0][:, None] if len(raw) == 1 else torch.stack(raw, dim=1)), state
 

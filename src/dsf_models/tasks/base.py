@@ -7,9 +7,8 @@ Letters: b rows, t positions, n scored positions of all rows together.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from hashlib import sha256
 from numbers import Integral
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dsf_models.errors import require, require_known
 from dsf_models.tasks.counter_rng import Ints, RowRandom
 
 Int32s = NDArray[np.int32]
@@ -25,23 +25,6 @@ Int32s = NDArray[np.int32]
 IGNORE_INDEX = -100
 SPLITS = ("train", "validation", "test")
 _TOKENS_PER_BLOCK = 2**15  # the temporaries of one block of rows then stay in the processor's cache
-
-
-def require(condition: bool, field: str, value: object, remedy: str) -> None:
-    """Raise ValueError "field=value: remedy" unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{field}={value!r}: {remedy}")
-
-
-def require_known(field: str, value: object, known: Sequence[str]) -> None:
-    """Raise ValueError with the closest of the known names unless the value is one of them."""
-    require(value in known, field, value, f"unknown; {suggest(value, known)}")
-
-
-def suggest(name: object, known: Sequence[str]) -> str:
-    """The remedy for an unknown name: the closest of the known names, if any is close, and all of them."""
-    close = " or ".join(get_close_matches(str(name), known, n=2))
-    return (f"did you mean {close}? " if close else "") + f"choose from {', '.join(known)}"
 
 
 def require_integer(field: str, value: object, least: int) -> None:

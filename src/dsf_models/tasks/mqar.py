@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dsf_models.tasks.base import IGNORE_INDEX, Int32s, SyntheticTask, require, require_known
+from dsf_models.errors import require, require_known
+from dsf_models.tasks.base import IGNORE_INDEX, Int32s, SyntheticTask
 from dsf_models.tasks.counter_rng import Bools, Floats, Ints, RowRandom
 from dsf_models.tasks.laws import choice_law, expected_largest_count
 from dsf_models.tasks.sampling import distinct, skip_excluded, weighted

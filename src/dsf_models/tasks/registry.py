@@ -12,7 +12,8 @@ from types import MappingProxyType
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, List, NamedSplit, Value
 
-from dsf_models.tasks.base import SPLITS, Int32s, SyntheticTask, require, require_integer, require_known, suggest
+from dsf_models.errors import require, require_known, suggest
+from dsf_models.tasks.base import SPLITS, Int32s, SyntheticTask, require_integer
 from dsf_models.tasks.mqar import MQAR
 
 TASKS = MappingProxyType({task.name: task for task in (MQAR,)})

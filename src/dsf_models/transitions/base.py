@@ -73,8 +73,8 @@ class Transition(ABC):
         """Raise `DSFSystemError` unless the parameters of Λ fit a system of these sizes."""
 
     @abstractmethod
-    def step(self, state: Tensor, time: int) -> Tensor:
-        """Return Λ_time(S) for the head states S (b, h, n, p)."""
+    def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
+        """Return Λ_time(S) for the head states S (b, h, n, p); `in_place` lets it overwrite them."""
 
     @abstractmethod
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Identity(Transition):
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Accept every size."""
 
-    def step(self, state: Tensor, time: int) -> Tensor:
+    def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
         """Return S unchanged."""
         return state
 
@@ -85,13 +85,14 @@ class ScalarDecay(Transition):
         decay = self.log_decay.exp()
         return decay if self.sign is None else decay * self.sign
 
-    def step(self, state: Tensor, time: int) -> Tensor:
+    def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
         """Return λ_time · S."""
         at = time if self.log_decay.shape[1] > 1 else 0
         decay_bh = self.log_decay[:, at].exp()
         if self.sign is not None:
             decay_bh = decay_bh * self.sign[:, at]
-        return decay_bh[..., None, None].to(state.dtype) * state
+        decay = decay_bh[..., None, None].to(state.dtype)
+        return state.mul_(decay) if in_place else state * decay
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
         """Return c_i^T b_j λ_i … λ_{j+1} for j <= i: (b, h, 1, t, t)."""

@@ -1,0 +1,455 @@
+"""Every field of every configuration is documented, does something, refuses nonsense and survives its file."""
+
+import ast
+import inspect
+import json
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.trainer_utils import set_seed
+
+from dsf_models import DSFConfig, list_architectures
+from dsf_models.backbone import DSFMixer, get_architecture
+from dsf_models.backbone.compat import CACHE_NAME
+
+VOCAB = 23
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_heads": 4,
+    "expand": 1,
+    "state_size": 4,
+    "conv_kernel": 0,
+    "gate": "none",
+    "output_norm": "none",
+}
+CONFIG_CLASSES = {name: get_architecture(name).config_class for name in list_architectures()}
+every_architecture = pytest.mark.parametrize("name", list_architectures())
+
+
+def fields_of(config_class):
+    """Return the project's own fields: those of `DSFConfig` and of the architecture, with their types."""
+    found = {}
+    for cls in inspect.getmro(config_class):
+        if issubclass(cls, DSFConfig):
+            found |= inspect.get_annotations(cls)
+    return {key: hint for key, hint in found.items() if get_origin(hint) is not ClassVar}
+
+
+def make(name, **changes):
+    return CONFIG_CLASSES[name](**SMALL | changes)
+
+
+# ---- documentation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config_class", [DSFConfig, *CONFIG_CLASSES.values()], ids=lambda cls: cls.__name__)
+def test_every_field_is_documented(config_class):
+    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body
+    fields = fields_of(config_class)
+    declared = [node for node in body if isinstance(node, ast.AnnAssign) and node.target.id in fields]
+    for node in declared:
+        below = body[body.index(node) + 1]
+        documented = isinstance(below, ast.Expr) and isinstance(getattr(below.value, "value", None), str)
+        assert documented, f"{config_class.__name__}.{node.target.id} has no docstring below it"
+        assert below.value.value.strip().endswith(".")
+    own = inspect.get_annotations(config_class).keys() & fields.keys()
+    assert {node.target.id for node in declared} == own
+
+
+# ---- every field is alive -------------------------------------------------------------------------------------------
+
+
+def with_fixed_weights(config, head="causal_lm"):
+    """Return a model whose weights depend on the names and shapes of its parameters alone."""
+    model = getattr(get_architecture(config.model_type.removeprefix("dsf_")), f"{head}_class")(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def token_ids():
+    return torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def shapes(model):
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def outputs(config):
+    model = with_fixed_weights(config)
+    return shapes(model), model(token_ids()).logits.tolist()
+
+
+def outputs_in_training(config):
+    model = with_fixed_weights(config).train()
+    set_seed(0)
+    return model(token_ids()).logits.tolist()
+
+
+def loss(config):
+    return with_fixed_weights(config)(token_ids(), labels=token_ids()).loss.item()
+
+
+def returns_a_cache(config):
+    return with_fixed_weights(config)(token_ids()).get(CACHE_NAME) is not None
+
+
+def shares_its_embedding(config):
+    model = with_fixed_weights(config)
+    return model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def fresh_model(config):
+    set_seed(0)
+    return get_architecture(config.model_type.removeprefix("dsf_")).model_class(config)
+
+
+def rows_that_are_zero(config):
+    return (fresh_model(config).embed_tokens.weight == 0).all(dim=1).nonzero().flatten().tolist()
+
+
+def spread_of_weights(config):
+    return f"{fresh_model(config).embed_tokens.weight.std().item():.1g}"
+
+
+def parameters_of_the_transition(config):
+    mixers = [module for module in fresh_model(config).modules() if isinstance(module, DSFMixer)]
+    return [getattr(mixer, key).tolist() for mixer in mixers for key in mixer.transition_parameters]
+
+
+def first_generated_token(config):
+    model = with_fixed_weights(config)
+    return model.generate(max_new_tokens=1, pad_token_id=0)[0, 0].item()
+
+
+def length_of_generation(config):
+    model = with_fixed_weights(config)
+    # Every logit is that of token 5, so that greedy decoding gives nothing else than token 0.
+    model.lm_head.weight.data[:] = model.lm_head.weight.data[5].clone()
+    return model.generate(token_ids()[:1, :3], max_new_tokens=4, pad_token_id=1).shape[1]
+
+
+@dataclass
+class Alive:
+    """How to see that a field is alive: the values it takes, beside which other fields, and what they change."""
+
+    values: list[Any]
+    seen_in: Any = outputs
+    beside: dict[str, Any] = field(default_factory=dict)
+    along: list[dict[str, Any]] | None = None
+    """Changes of other fields that go with each value, where one field cannot change alone."""
+
+
+MLP = {"channel_mixer": "mlp"}
+ALIVE = {
+    "vocab_size": Alive([VOCAB, VOCAB + 2]),
+    "hidden_size": Alive([16, 24]),
+    "num_hidden_layers": Alive([1, 2]),
+    "num_heads": Alive([4, 2, 1]),
+    "head_dim": Alive([4, 8], along=[{"expand": 1}, {"expand": 2}]),
+    "expand": Alive([1, 2, 1.5]),
+    "state_size": Alive([4, 6]),
+    "conv_kernel": Alive([0, 2, 3]),
+    "conv_bias": Alive([True, False], beside={"conv_kernel": 3}),
+    "gate": Alive(["none", "silu", "sigmoid"]),
+    "output_norm": Alive(["none", "rmsnorm"]),
+    "use_bias": Alive([True, False]),
+    "channel_mixer": Alive(["none", "mlp", "swiglu", "geglu"]),
+    "channel_mixer_depth": Alive([1, 2, 3], beside=MLP),
+    "intermediate_size": Alive([8, 12], beside=MLP),
+    "hidden_act": Alive(["gelu", "relu"], beside=MLP),
+    "mlp_bias": Alive([True, False], beside=MLP),
+    "position_embedding": Alive(["none", "learned", "rope"], beside={"max_position_embeddings": 12}),
+    "max_position_embeddings": Alive([9, 12], beside={"position_embedding": "learned"}),
+    "norm": Alive(["rmsnorm", "layernorm"]),
+    "norm_eps": Alive([1e-6, 1e-2]),
+    "dropout": Alive([0.0, 0.5], outputs_in_training),
+    "initializer_range": Alive([0.02, 0.5], spread_of_weights),
+    "tie_word_embeddings": Alive([False, True], shares_its_embedding),
+    "label_alignment": Alive(["next", "same"], loss),
+    "use_cache": Alive([True, False], returns_a_cache),
+    "pad_token_id": Alive([None, 0, 3], rows_that_are_zero),
+    "bos_token_id": Alive([2, 3], first_generated_token),
+    "eos_token_id": Alive([7, 0], length_of_generation),
+    # Softmax attention.
+    "num_key_value_heads": Alive([4, 2, 1]),
+    "attention_dropout": Alive([0.0, 0.5], outputs_in_training),
+    "rope_parameters": Alive(
+        [
+            {"rope_type": "default", "rope_theta": 10000.0},
+            {"rope_type": "default", "rope_theta": 10.0},
+            {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.5},
+            {"rope_type": "linear", "rope_theta": 10.0, "factor": 4.0},
+        ],
+        beside={"position_embedding": "rope"},
+    ),
+    # SSD.
+    "n_groups": Alive([1, 2, 4]),
+    "time_step_min": Alive([0.001, 0.01], parameters_of_the_transition),
+    "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
+    "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
+    "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+}
+
+
+@every_architecture
+def test_every_field_is_in_the_table(name):
+    fields = fields_of(CONFIG_CLASSES[name])
+    missing = fields.keys() - ALIVE.keys()
+    assert not missing, f"say in ALIVE how to see that {sorted(missing)} do something"
+    for key, hint in fields.items():
+        if get_origin(hint) is Literal:
+            assert set(get_args(hint)) == set(ALIVE[key].values), f"ALIVE leaves out a value of {key}"
+
+
+def test_the_table_holds_no_field_that_is_gone():
+    assert ALIVE.keys() == set().union(*map(fields_of, CONFIG_CLASSES.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name in CONFIG_CLASSES for key in ALIVE if key in fields_of(CONFIG_CLASSES[name])]
+)
+@torch.no_grad()
+def test_every_field_is_alive(name, key):
+    alive, seen = ALIVE[key], []
+    for index, value in enumerate(alive.values):
+        if value == "rope" and not CONFIG_CLASSES[name].uses_rope:
+            continue
+        changes = alive.beside | (alive.along[index] if alive.along else {}) | {key: value}
+        seen.append(alive.seen_in(make(name, **changes)))
+        assert alive.seen_in(make(name, **changes)) == seen[-1], "the observation itself must be reproducible"
+    for index, one in enumerate(seen):
+        assert one not in seen[:index], f"{key}={alive.values[index]!r} changes nothing"
+
+
+# ---- nonsense -------------------------------------------------------------------------------------------------------
+
+NONSENSE = [
+    ({"vocab_size": 0}, ["vocab_size=0", "positive"]),
+    ({"hidden_size": 0}, ["hidden_size=0", "positive"]),
+    ({"hidden_size": -16}, ["hidden_size=-16", "positive"]),
+    ({"num_hidden_layers": 0}, ["num_hidden_layers=0", "positive"]),
+    ({"num_heads": 0}, ["num_heads=0", "positive"]),
+    ({"num_heads": -4, "head_dim": -4}, ["num_heads=-4", "positive"]),
+    ({"num_heads": 3}, ["num_heads=3", "does not divide", "16", "choose a divisor, or set head_dim"]),
+    ({"num_attention_heads": 3}, ["num_heads=3", "does not divide"]),
+    ({"head_dim": 5}, ["head_dim=5", "20", "16", "leave head_dim out"]),
+    ({"head_dim": 0}, ["head_dim=0", "positive"]),
+    ({"expand": 0}, ["expand=0", "positive"]),
+    ({"expand": float("inf")}, ["expand=inf", "finite"]),
+    ({"expand": float("nan")}, ["expand=nan", "finite"]),
+    ({"expand": 1.3}, ["num_heads=4", "20.8", "choose a divisor"]),
+    ({"state_size": 0}, ["state_size=0", "positive"]),
+    ({"conv_kernel": 1}, ["conv_kernel=1", "use 0 (none) or at least 2 taps"]),
+    ({"conv_kernel": -1}, ["conv_kernel=-1", "at least 2 taps"]),
+    ({"gate": "sliu"}, ["gate='sliu'", "unknown activation", "silu"]),
+    ({"hidden_act": "geluu"}, ["hidden_act='geluu'", "unknown activation", "gelu"]),
+    ({"hidden_act": "none"}, ["hidden_act='none'", "unknown activation"]),
+    ({"channel_mixer_depth": 2}, ["channel_mixer_depth=2", 'only channel_mixer="mlp"', "'none'"]),
+    ({"channel_mixer_depth": 2, "channel_mixer": "swiglu"}, ["channel_mixer_depth=2", "'swiglu'"]),
+    ({"channel_mixer_depth": 0, "channel_mixer": "mlp"}, ["channel_mixer_depth=0", "positive"]),
+    ({"intermediate_size": 0}, ["intermediate_size=0", "positive"]),
+    ({"position_embedding": "learned"}, ["position_embedding='learned'", "set max_position_embeddings"]),
+    ({"max_position_embeddings": 0}, ["max_position_embeddings=0", "None for no limit"]),
+    ({"norm_eps": 0.0}, ["norm_eps=0.0", "positive"]),
+    ({"norm_eps": float("nan")}, ["norm_eps=nan", "positive"]),
+    ({"dropout": 1.0}, ["dropout=1.0", "[0, 1)"]),
+    ({"dropout": -0.1}, ["dropout=-0.1", "[0, 1)"]),
+    ({"initializer_range": -0.02}, ["initializer_range=-0.02", "positive"]),
+    ({"pad_token_id": VOCAB}, [f"pad_token_id={VOCAB}", f"0 to {VOCAB - 1}", "None"]),
+    ({"pad_token_id": -1}, ["pad_token_id=-1", f"0 to {VOCAB - 1}"]),
+    ({"bos_token_id": VOCAB}, [f"bos_token_id={VOCAB}", f"0 to {VOCAB - 1}"]),
+    ({"eos_token_id": [1, VOCAB]}, [f"eos_token_id=[1, {VOCAB}]", f"0 to {VOCAB - 1}"]),
+    ({"is_encoder_decoder": True}, ["is_encoder_decoder=True", "decoder"]),
+]
+NONSENSE_OF_SOME = [
+    ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "must divide num_heads=4"]),
+    ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
+    ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),
+    ({"attention_dropout": 1.0}, ["attention_dropout=1.0", "[0, 1)"]),
+    ({"n_groups": 3}, ["n_groups=3", "must divide num_heads=4"]),
+    ({"n_groups": 0}, ["n_groups=0", "must divide num_heads=4"]),
+    ({"time_step_min": 0.0}, ["time_step_min=0.0", "positive"]),
+    ({"time_step_max": float("inf")}, ["time_step_max=inf", "finite"]),
+    ({"time_step_min": 0.2}, ["time_step_min=0.2", "at most time_step_max=0.1"]),
+    ({"time_step_limit": (2.0, 1.0)}, ["time_step_limit=[2.0, 1.0]", "the smaller first"]),
+    ({"time_step_limit": (1.0,)}, ["time_step_limit=[1.0]", "two non-negative numbers"]),
+    ({"time_step_limit": (-1.0, 1.0)}, ["time_step_limit=[-1.0, 1.0]", "two non-negative numbers"]),
+    ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
+    ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
+    ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
+    ({"a_init_range": (1.0, float("nan"))}, ["a_init_range=[1.0, nan]", "finite"]),
+]
+ROPE = {"position_embedding": "rope"}
+NONSENSE_ROPE = [
+    ({"state_size": 5}, ["state_size=5", "even width"]),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": -1e4}}, ["rope_parameters=", "-10000", "positive"]),
+    ({"rope_parameters": {"rope_type": "defualt", "rope_theta": 1e4}}, ["rope_parameters=", "defualt", "default"]),
+    (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
+        ["state_size=4", "partial_rotary_factor is 0.75", "even width"],
+    ),
+    (
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        ["max_position_embeddings=None", "dynamic", "set it"],
+    ),
+]
+
+
+def refusal(name, **changes):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - callers look at the message
+        make(name, **changes)
+    return str(error.value)
+
+
+@every_architecture
+@pytest.mark.parametrize(("changes", "message"), NONSENSE, ids=[str(changes) for changes, _ in NONSENSE])
+def test_nonsense_is_refused(name, changes, message):
+    found = refusal(name, **changes)
+    assert all(part in found for part in message), found
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        pytest.param(name, *case, id=f"{name}-{case[0]}")
+        for case in NONSENSE_OF_SOME
+        for name in CONFIG_CLASSES
+        if case[0].keys() <= fields_of(CONFIG_CLASSES[name]).keys()
+    ],
+)
+def test_nonsense_in_fields_of_some_is_refused(name, changes, message):
+    found = refusal(name, **changes)
+    assert all(part in found for part in message), found
+
+
+@every_architecture
+def test_nonsense_about_rotary_positions_is_refused(name):
+    if not CONFIG_CLASSES[name].uses_rope:
+        found = refusal(name, **ROPE)
+        assert "position_embedding='rope'" in found
+        assert 'use "none" or "learned"' in found
+        assert "has no field 'rope_theta'" in refusal(name, rope_theta=100.0)
+        return
+    for changes, message in NONSENSE_ROPE:
+        found = refusal(name, **ROPE | changes)
+        assert all(part in found for part in message), found
+
+
+@every_architecture
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "16"},
+        {"hidden_size": 16.0},
+        {"state_size": None},
+        {"gate": None},
+        {"conv_bias": "no"},
+        {"norm": "batchnorm"},
+        {"channel_mixer": "moe"},
+        {"position_embedding": "alibi"},
+        {"label_alignment": "previous"},
+        {"eos_token_id": "</s>"},
+    ],
+    ids=str,
+)
+def test_wrong_types_and_options_are_refused(name, changes):
+    key, value = next(iter(changes.items()))
+    with pytest.raises(StrictDataclassFieldValidationError) as error:
+        make(name, **changes)
+    assert key in str(error.value)
+    assert f"got {value}" in str(error.value) or f"value: {value!r}" in str(error.value)
+
+
+@every_architecture
+def test_misspelt_fields_offer_the_right_name(name):
+    for key in fields_of(CONFIG_CLASSES[name]):
+        misspelt = key[:-2] + key[-1] + key[-2] if key[-1] != key[-2] else key[:-1]
+        found = refusal(name, **{misspelt: 1})
+        assert f"{misspelt}=1" in found
+        assert CONFIG_CLASSES[name].__name__ in found
+        assert key in found.split("did you mean")[1]
+    assert "fields are listed" in refusal(name, zzzz=1)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def other_values(name):
+    """Return the last value of the table for every field that fits beside the others."""
+    beside = MLP | {"position_embedding": "learned"}
+    skipped = {"channel_mixer", "position_embedding", "rope_parameters", "head_dim", "expand", "num_heads", "n_groups"}
+    fields = fields_of(CONFIG_CLASSES[name])
+    return {key: alive.values[-1] for key, alive in ALIVE.items() if key in fields and key not in skipped} | beside
+
+
+@every_architecture
+def test_round_trip(name, tmp_path):
+    candidates = [make(name), make(name, **other_values(name)), make(name, num_labels=3, eos_token_id=[3, 4])]
+    if CONFIG_CLASSES[name].uses_rope:
+        candidates += [make(name, **ROPE, rope_parameters=value) for value in ALIVE["rope_parameters"].values]
+    for config in candidates:
+        config.save_pretrained(tmp_path)
+        stored = json.loads((tmp_path / "config.json").read_text())
+        assert "layer_types" not in stored
+        assert fields_of(type(config)).keys() - stored.keys() <= {"tie_word_embeddings"}
+        for loaded in (AutoConfig.from_pretrained(tmp_path), type(config).from_pretrained(tmp_path)):
+            assert type(loaded) is type(config)
+            assert len(loaded.layer_types) == config.num_hidden_layers
+            for key in fields_of(type(config)):
+                assert getattr(loaded, key) == getattr(config, key), key
+            assert loaded.num_labels == config.num_labels
+        loaded.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text()) == stored
+        # Trainer reads it so when it resumes.
+        base = PreTrainedConfig.from_pretrained(tmp_path)
+        assert base.hidden_size == config.hidden_size
+        # What an architecture's file of an older layout may hold.
+        assert type(config)(**stored, layer_types=["full_attention"]).layer_types == config.layer_types
+
+
+@every_architecture
+def test_defaults_that_depend_on_other_fields_are_written_out(name):
+    config = make(name, expand=2)
+    assert (config.head_dim, config.inner_size, config.intermediate_size) == (8, 32, 64)
+    assert getattr(config, "num_key_value_heads", 4) == 4
+
+
+# ---- transformers' own keywords -------------------------------------------------------------------------------------
+
+
+@every_architecture
+def test_keywords_of_transformers(name):
+    config = make(
+        name,
+        id2label={0: "no", 1: "maybe", 2: "yes"},
+        label2id={"no": 0, "maybe": 1, "yes": 2},
+        problem_type="single_label_classification",
+        output_hidden_states=True,
+        return_dict=False,
+        attn_implementation="eager",
+        dtype="bfloat16",
+        architectures=["Something"],
+        torchscript=False,
+        chunk_size_feed_forward=0,
+    )
+    assert config.num_labels == 3
+    assert config.problem_type == "single_label_classification"
+    assert config.output_hidden_states is True
+    assert config.return_dict is False
+    assert config._attn_implementation == "eager"
+    assert config.dtype in ("bfloat16", torch.bfloat16)
+    assert make(name, num_labels=5).num_labels == 5
+    assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=2)
+    assert aliased.num_heads == aliased.num_attention_heads == 2
+    assert "num_attention_heads" not in aliased.to_diff_dict()

@@ -1,0 +1,171 @@
+"""A real `Trainer` of a few steps on the CPU, for every architecture: losses, accumulation, evaluation, resuming."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import set_seed
+from transformers.utils.generic import find_labels
+
+from dsf_models import list_architectures
+from dsf_models.backbone import get_architecture
+from tests import contract
+from tests.contract import VOCAB, fresh
+
+LENGTH = 7
+NUM_LABELS = 3
+every_architecture = pytest.mark.parametrize("name", list_architectures())
+every_head = pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "token_classification"])
+
+
+def rows(head="causal_lm", count=8):
+    """Return a data set whose rows score different numbers of tokens, among them the first."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, VOCAB, (count, LENGTH), generator=generator)
+    if head == "sequence_classification":
+        return [{"input_ids": row, "labels": row[0] % NUM_LABELS} for row in ids]
+    labels = ids % NUM_LABELS if head == "token_classification" else ids.clone()
+    for index, row in enumerate(labels):
+        row[LENGTH - index % (LENGTH - 2) :] = -100
+    return [{"input_ids": row, "labels": target} for row, target in zip(ids, labels, strict=True)]
+
+
+def model_of(name, head="causal_lm", **changes):
+    changes |= {} if head == "causal_lm" else {"num_labels": NUM_LABELS}
+    return fresh(name, "default", head, **{"num_hidden_layers": 1, "initializer_range": 0.1} | changes)
+
+
+def trainer(model, folder, data=None, **options):
+    """Return a trainer with plain SGD, which turns a wrong gradient into as wrong a step."""
+    options = {
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    } | options
+    arguments = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, max_grad_norm=0.0, seed=1, **options
+    )
+    return Trainer(model, arguments, train_dataset=data, eval_dataset=data)
+
+
+def losses(run):
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def loss_by_hand(model, batch, alignment, smoothing):
+    """Return (1 - ε) · cross-entropy + ε · mean over the vocabulary of -log p, averaged over scored tokens."""
+    ids, labels = (torch.stack([row[key] for row in batch]) for key in ("input_ids", "labels"))
+    logits = model(ids).logits.double()
+    if alignment == "next":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    surprise = -logits.log_softmax(-1)
+    scored = labels != -100
+    of_label = surprise.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return ((1 - smoothing) * of_label + smoothing * surprise.mean(-1))[scored].mean().item()
+
+
+@every_architecture
+@pytest.mark.parametrize("alignment", ["next", "same"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss(name, alignment, smoothing, tmp_path):
+    """The trained and the evaluated loss, with and without label smoothing, are those worked out by hand."""
+    model, data = model_of(name, label_alignment=alignment), rows(count=4)
+    with torch.no_grad():
+        expected = loss_by_hand(model, data, alignment, smoothing)
+    run = trainer(model, tmp_path, data, max_steps=1, label_smoothing_factor=smoothing)
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    run.train()
+    assert losses(run) == pytest.approx([expected], rel=1e-5)
+
+
+@every_architecture
+@pytest.mark.parametrize("alignment", ["next", "same"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_step(name, alignment, smoothing, tmp_path):
+    """One step of SGD goes down the gradient of the mean over all scored tokens of the accumulated batches."""
+    model, data = model_of(name, label_alignment=alignment), rows(count=4)
+    start = weights(model)
+    ids, labels = (torch.stack([row[key] for row in data]) for key in ("input_ids", "labels"))
+    if smoothing == 0.0:
+        loss = model(ids, labels=labels).loss
+    else:
+        logits = model(ids).logits
+        logits, labels = (logits[:, :-1], labels[:, 1:]) if alignment == "next" else (logits, labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
+    gradient = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    pairs = zip(model.parameters(), gradient, strict=True)
+    gradient = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in pairs])
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    trainer(model, tmp_path, data, max_steps=1, label_smoothing_factor=smoothing, **options).train()
+    contract.assert_close((start - weights(model)) / 0.1, gradient, 1e-4)
+
+
+@every_architecture
+@every_head
+def test_gradient_accumulation(name, head, tmp_path):
+    """Two batches of two = one batch of four, though their rows score different numbers of tokens."""
+    found = []
+    for size, steps in ((4, 1), (2, 2), (1, 4)):
+        model = model_of(name, head)
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        run = trainer(model, tmp_path, rows(head), max_steps=3, **options)
+        run.train()
+        found.append((losses(run), weights(model)))
+    for run_losses, run_weights in found[1:]:
+        assert run_losses == pytest.approx(found[0][0], rel=1e-4)
+        contract.assert_close(run_weights, found[0][1], 1e-5)
+    assert len(found[0][0]) == 3
+    assert contract.error(weights(model_of(name, head)), found[0][1]) > 1e-3
+
+
+@every_architecture
+@every_head
+def test_labels_are_the_only_labels(name, head):
+    """Trainer asks a batch for every parameter of `forward` whose name tells of labels."""
+    assert find_labels(getattr(get_architecture(name), f"{head}_class")) == ["labels"]
+
+
+@every_architecture
+@every_head
+@torch.no_grad()
+def test_evaluation_and_prediction(name, head, tmp_path):
+    """Caches never reach the predictions, which are those of the model."""
+    data, found = rows(head, 6), []
+    for use_cache in (True, False):
+        model = model_of(name, head, use_cache=use_cache)
+        run = trainer(model, tmp_path, data, per_device_eval_batch_size=4)
+        predictions, labels, metrics = run.predict(data)
+        assert isinstance(predictions, np.ndarray)
+        assert np.array_equal(labels, torch.stack([row["labels"] for row in data]).numpy())
+        logits = model(torch.stack([row["input_ids"] for row in data])).logits
+        contract.assert_close(torch.from_numpy(predictions), logits, 1e-5)
+        found.append((metrics["test_loss"], run.evaluate()["eval_loss"]))
+    assert np.ptp(found) <= 1e-6 * np.max(found)
+
+
+@every_architecture
+@every_head
+def test_resumed(name, head, tmp_path):
+    """A run that stops after two steps and goes on from its checkpoint = the uninterrupted run, dropout and all."""
+    data = rows(head)
+    options = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps", "optim": "adamw_torch", "learning_rate": 1e-2}
+    whole = model_of(name, head, dropout=0.3)
+    uninterrupted = trainer(whole, tmp_path, data, **options)
+    uninterrupted.train()
+    set_seed(77)
+    again = model_of(name, head, dropout=0.3)
+    assert not torch.equal(weights(again), weights(whole))
+    resumed = trainer(again, tmp_path, data, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(weights(again), weights(whole))
+    assert losses(resumed) == losses(uninterrupted)
+    stored = type(whole).from_pretrained(tmp_path / "checkpoint-4")
+    assert torch.equal(weights(stored), weights(whole))
