@@ -157,14 +157,14 @@ class SSDMixer(DSFMixer):
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return x, B, C side by side for the convolution, and the raw Δ (b, t, h), which it does not see."""
-        conv_in, dt = self.in_proj(hidden).split(self.split_sizes, dim=-1)
+        conv_in, dt = self.in_proj(hidden).split_with_sizes(self.split_sizes, dim=-1)
         return conv_in, dt
 
     def system(self, conv_out: Tensor, rest: Tensor) -> DSFSystem:
         """Return λ_i = exp(-Δ_i a), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
         batch, length = conv_out.shape[:2]
         shared = self.n_groups * self.state_size
-        x, B, C = conv_out.split([self.inner_size, shared, shared], dim=-1)
+        x, B, C = conv_out.split_with_sizes([self.inner_size, shared, shared], dim=-1)
         delta = F.softplus(rest + self.dt_bias)
         if self.time_step_limit is not None:
             delta = delta.clamp(*self.time_step_limit)

@@ -1,6 +1,6 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
-from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer, state_bytes
+from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
 from .layout import TokenLayout
 from .mixer import DSFMixer, softplus_inverse
@@ -35,5 +35,4 @@ __all__ = [
     "register_architecture",
     "rotate",
     "softplus_inverse",
-    "state_bytes",
 ]

@@ -17,12 +17,11 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndStaticFullAttentionLayer,
     LinearAttentionLayer,
-    StaticLayer,
 )
 
 from .compat import CACHE_NAME
 
-__all__ = ["DSFAttentionLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer", "state_bytes"]
+__all__ = ["DSFAttentionLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer"]
 
 
 class _WindowMixin:
@@ -191,17 +190,3 @@ def checked_layer(cache: Cache, layer_idx: int) -> DSFStateLayer | DSFAttentionL
             f"build it with {type(cache).__name__}(config=model.config, …)."
         )
     return layer
-
-
-def state_bytes(cache: Cache) -> int:
-    """Return the bytes of every tensor that a filled cache keeps, divided by its batch size: bytes per sequence."""
-    total, batch = 0, 1
-    for layer in cache.layers:
-        tensors = [layer.keys, layer.values] if isinstance(layer, DynamicLayer | StaticLayer) else []
-        if isinstance(layer, LinearAttentionLayer):
-            tensors += [*layer.conv_states.values(), *layer.recurrent_states.values()]
-        for tensor in tensors:
-            if tensor is not None:
-                batch = tensor.shape[0]
-                total += tensor.numel() * tensor.element_size()
-    return total // batch

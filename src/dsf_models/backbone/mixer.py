@@ -116,22 +116,24 @@ class DSFMixer(nn.Module):
 
     def convolve(self, conv_in: Tensor, layout: TokenLayout, layer: Any = None) -> Tensor:
         """Apply the short convolution (if any) to gathered tokens, reading and writing the cached window."""
-        if self.conv is None:
+        conv = self.conv
+        if conv is None:
             return conv_in
         if layer is None:
-            return self.conv(conv_in, layout)[0]
-        out, window = self.conv(conv_in, layout, layer.read_window())
+            return conv(conv_in, layout)[0]
+        out, window = conv(conv_in, layout, layer.read_window())
         layer.write_window(window)
         return out
 
     def finish(self, y: Tensor, hidden: Tensor) -> Tensor:
         """Apply gate, output norm and output projection to the core's output y (b, t, d)."""
-        if self.output_norm is not None and self.norm_before_gate:
-            y = self.output_norm(y)
-        if self.gate_proj is not None:
-            y = y * self.gate_activation(self.gate_proj(hidden))
-        if self.output_norm is not None and not self.norm_before_gate:
-            y = self.output_norm(y)
+        gate, norm = self.gate_proj, self.output_norm
+        if norm is not None and self.norm_before_gate:
+            y = norm(y)
+        if gate is not None:
+            y = y * self.gate_activation(gate(hidden))
+        if norm is not None and not self.norm_before_gate:
+            y = norm(y)
         return self.out_proj(y)
 
     def observed_system(self, hidden: Tensor, layout: TokenLayout, **kwargs: Any) -> DSFSystem | SoftmaxSystem:

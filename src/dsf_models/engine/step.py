@@ -22,20 +22,25 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
     Returns:
         y (b, t, h, p) and the state after the last real token.
     """
-    transition = system.effective_transition()
-    steps = zip(_steps(system.B, system), _steps(system.C, system), system.drive().unbind(1), strict=True)
+    transition, length = system.effective_transition(), system.length
+    columns = _each(_by_head(system.B, system).permute(0, 2, 3, 1), 3, length)
+    rows = _each(_by_head(system.C, system).transpose(1, 2), 2, length)
+    inputs = _each(system.drive().transpose(1, 2), 2, length)
     raw = []
-    for time, (b_bhn, c_bhn, drive_bhp) in enumerate(steps):
+    for time, (b_bhn1, c_bh1n, v_bh1p) in enumerate(zip(columns, rows, inputs, strict=True)):
         moved = transition.step(state, time, in_place=overwrite_state)
         # A state is large: what nobody else holds is added to where it lies.
         add = moved.addcmul if moved is state and not overwrite_state else moved.addcmul_
-        state = add(b_bhn[..., None], drive_bhp[..., None, :])
-        raw.append((c_bhn[..., None, :] @ state).squeeze(-2))
-    return system.read(raw[0][:, None] if len(raw) == 1 else torch.stack(raw, dim=1)), state
+        state = add(b_bhn1, v_bh1p)
+        raw.append(c_bh1n @ state)
+    return system.read((raw[0] if length == 1 else torch.cat(raw, dim=2)).transpose(1, 2)), state
 
 
-def _steps(factor: Tensor, system: DSFSystem) -> tuple[Tensor, ...]:
-    """Return the factor of every step, (b|1, h|1, n): a single group broadcasts, more are repeated."""
-    if factor.shape[2] > 1:
-        factor = expand_groups(factor, system.num_heads)
-    return factor.unbind(1) * (system.length // factor.shape[1])
+def _by_head(factor: Tensor, system: DSFSystem) -> Tensor:
+    """Return a factor that broadcasts over heads, (b|1, t|1, h|1, n): a single group does, more are repeated."""
+    return factor if factor.shape[2] == 1 else expand_groups(factor, system.num_heads)
+
+
+def _each(x: Tensor, dim: int, length: int) -> tuple[Tensor, ...]:
+    """Return the slices of the time dimension, kept with size 1; what does not depend on time is every slice."""
+    return (x,) * length if x.shape[dim] == 1 else x.split(1, dim)
