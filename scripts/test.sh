@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, lints and runs the quick tests. Arguments go on to pytest:
+# Sets up, lints and runs the tests. Arguments go on to pytest:
 #
-#   scripts/test.sh -m slow                 the tests that take longer
 #   scripts/test.sh -n 0 -k ssd             one process, only tests with "ssd" in their name
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,34 +1,34 @@
 """AdamW with two groups of parameters, and the learning rate over the steps."""
 
-from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup_lr_rate
 
+from dsf_models.backbone import DSFPreTrainedModel
 from training.config import OptimizerConfig, ScheduleConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: DSFPreTrainedModel, weight_decay: float) -> list[dict]:
     """Split the trainable parameters into those that are decayed and those that must not be.
 
     Decay pulls towards zero, which is a meaningful prior for a matrix. For a norm's scale, a bias or a parameter of Λ
     zero is an arbitrary point: pulling log-decay rates there changes the model's memory, not its complexity.
 
     Args:
-        model: parameters that carry `_no_weight_decay = True`, and all of fewer than two axes, are not decayed.
+        model: says by `no_weight_decay` which of its parameters are not decayed.
         weight_decay: decay of the others.
 
     Returns:
         Two groups for a torch optimiser, the decayed one first; together they hold each parameter exactly once.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    spared = [p for p in trainable if p.ndim < 2 or getattr(p, "_no_weight_decay", False)]
-    spared_ids = {id(parameter) for parameter in spared}
-    decayed = [parameter for parameter in trainable if id(parameter) not in spared_ids]
+    names = model.no_weight_decay()
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trainable if name not in names]
+    spared = [parameter for name, parameter in trainable if name in names]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
+def build_optimizer(model: DSFPreTrainedModel, config: OptimizerConfig) -> AdamW:
     """AdamW over the groups of `parameter_groups`."""
     groups = parameter_groups(model, config.weight_decay)
     return AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon)

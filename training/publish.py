@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from dsf_models.backbone import get_architecture
 from dsf_models.hub.card import CardFacts, Metric, model_card
 from dsf_models.hub.files import new_folder, write_text
 from dsf_models.hub.provenance import git_commit, has_uncommitted_changes, library_versions
@@ -55,11 +56,14 @@ def card_facts(
     config: TrainConfig, data: TaskData, record: TaskRecord, progress: Progress, score: Score, parameters: int
 ) -> CardFacts:
     """What the model card says."""
-    architecture = config.model["architecture"]
+    architecture = get_architecture(config.model["architecture"])
     baselines = {"chance": data.task.chance, "best_trivial": data.task.best_trivial}
     return CardFacts(
-        model_name=f"{architecture} on {record.name}",
-        architecture=architecture,
+        model_name=f"{architecture.name} on {record.name}",
+        architecture=architecture.name,
+        transition=architecture.transition,
+        input_matrix=architecture.input_matrix,
+        output_matrix=architecture.output_matrix,
         parameters=parameters,
         task=record.name,
         task_sentence=inspect.getdoc(type(data.task)).splitlines()[0],

@@ -14,7 +14,7 @@ equation.
 Letters: b batch, t time, h heads, g groups of heads that share B or C, n states per channel, p head width, d = h·p
 inner width, N = d·n size of the whole state.
 
-Source: Sieber et al. 2024, "Understanding the Differences in Foundation Models", section 3 (arXiv 2405.15731).
+Source: Sieber et al. 2024, "Understanding the Differences in Foundation Models", section 3 (arXiv 2405.15731v3).
 """
 
 import math
@@ -281,7 +281,7 @@ class DSFSystem:
         Returns:
             (b, h, t, t) where a head's channels share it, else (b, h, p, t, t), in `dtype`.
 
-        Source: Sieber et al. 2024, section 3, the equation written as y = Φ u.
+        Source: the equation of Sieber et al. 2024, section 3, unrolled to y = Φ u.
         """
         system = self.to(dtype)
         phi = system._driven_weights()
@@ -330,7 +330,8 @@ class DSFSystem:
         Raises:
             DSFSystemError: unknown realisation, or "normalised" asked of a system without normaliser.
 
-        Source: Sieber et al. 2024, section 4; gauge freedom (Λ_i -> T_i Λ_i T_{i-1}^{-1}) leaves Φ unchanged.
+        Source: the Λ_i of Sieber et al. 2024 is "normalised" for attention. That Λ belongs to a realisation is a
+        general fact of time-varying systems (see `rescale`).
         """
         realisation = _checked_realisation(realisation or ("normalised" if self.normalized else "native"))
         batch, length, num_heads, _ = self.u.shape
@@ -458,7 +459,7 @@ class SoftmaxSystem:
 
     `truncated(P)` is the finite `DSFSystem` whose features are the Taylor monomials of exp up to order P.
 
-    Source: Sieber et al. 2024, section 4.1: softmax is separable attention with infinite-dimensional φ = ψ.
+    Source: Sieber et al. 2024: softmax is separable attention with infinite-dimensional φ = ψ.
     """
 
     q: Tensor
@@ -559,7 +560,7 @@ class SoftmaxSystem:
         Raises:
             DSFSystemError: a negative order.
 
-        Source: Sieber et al. 2024, section 4.1 (truncation of the feature map).
+        Source: the feature map of Sieber et al. 2024 for softmax, cut off at order P.
         """
         if order < 0:
             raise DSFSystemError(f"order={order} is negative: give the Taylor order P >= 0.")

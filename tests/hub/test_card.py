@@ -9,6 +9,9 @@ from dsf_models.hub.card import DSF_PAPER, TOKEN_SELECTION_PAPER, CardFacts, Met
 FACTS = CardFacts(
     model_name="ssd on mqar",
     architecture="ssd",
+    transition="exp(-Δ_i a) I",
+    input_matrix="Δ_i ⊗ b_i",
+    output_matrix="I ⊗ c_i^T",
     parameters=67_648,
     task="mqar",
     task_sentence="Answer each key with its value.",
@@ -49,6 +52,7 @@ def test_front_matter_is_what_the_hub_reads() -> None:
         "| accuracy | test | 99.12 % | 0.78 % | 28.82 % |",
         "| row accuracy | test | 97.00 % | – | – |",
         "67,648 parameters",
+        "* Λ_i = exp(-Δ_i a) I\n* B_i = Δ_i ⊗ b_i\n* C_i = I ⊗ c_i^T\n",
         "Answer each key with its value.",
         "sequence_length 64, num_pairs 4",
         "Seed 3; data seed 5",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import dsf_models
 from training.config import OptimizerConfig, ScheduleConfig
@@ -44,40 +44,46 @@ def test_processes_and_parts_share_a_batch_without_loss() -> None:
     assert sorted(torch.cat(parts).flatten().tolist()) == list(range(24))
 
 
-class Mixer(nn.Module):
-    """A module with every kind of parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.projection = nn.Linear(4, 4)
-        self.norm = nn.LayerNorm(4)
-        self.log_decay = nn.Parameter(torch.zeros(4, 2))
-        self.log_decay._no_weight_decay = True
-        self.frozen = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+def tiny(architecture: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        f"dsf_{architecture}", hidden_size=16, num_hidden_layers=1, vocab_size=8, conv_kernel=4, use_bias=True
+    )
+    return AutoModelForCausalLM.from_config(config)
 
 
-def test_only_matrices_are_decayed() -> None:
-    model = Mixer()
-    decayed, spared = parameter_groups(model, 0.1)
-    assert [id(p) for p in decayed["params"]] == [id(model.projection.weight)]
-    expected = {id(model.projection.bias), id(model.norm.weight), id(model.norm.bias), id(model.log_decay)}
-    assert {id(p) for p in spared["params"]} == expected
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+def group_names(model: PreTrainedModel) -> list[set[str]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [{names[id(parameter)] for parameter in group["params"]} for group in parameter_groups(model, 0.1)]
 
 
 @pytest.mark.parametrize("architecture", dsf_models.list_architectures())
-def test_every_parameter_of_every_architecture_is_in_one_group(architecture: str) -> None:
-    config = AutoConfig.for_model(f"dsf_{architecture}", hidden_size=16, num_hidden_layers=1, vocab_size=8)
-    model = AutoModelForCausalLM.from_config(config)
-    groups = [[id(parameter) for parameter in group["params"]] for group in parameter_groups(model, 0.1)]
-    assert sorted(groups[0] + groups[1]) == sorted(id(parameter) for parameter in model.parameters())
-    spared = [parameter for parameter in model.parameters() if id(parameter) in groups[1]]
-    assert all(parameter.ndim < 2 or parameter._no_weight_decay for parameter in spared)
+def test_norms_biases_and_transition_parameters_are_not_decayed(architecture: str) -> None:
+    model = tiny(architecture)
+    decayed, spared = group_names(model)
+    transition = {f"model.layers.0.mixer.{name}" for name in model.model.layers[0].token_mixer.transition_parameters}
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
+    assert spared == vectors | transition
+    assert decayed == {name for name, _ in model.named_parameters()} - spared
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
+
+
+def test_a_transition_parameter_with_two_axes_is_not_decayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, name = tiny("ssd"), "model.layers.0.mixer.in_proj.weight"
+    assert name in group_names(model)[0]
+    monkeypatch.setattr(type(model.model.layers[0].mixer), "transition_parameters", ("in_proj.weight",))
+    assert name in group_names(model)[1]
+
+
+def test_a_frozen_parameter_is_in_no_group() -> None:
+    model = tiny("ssd")
+    model.lm_head.weight.requires_grad_(False)
+    decayed, spared = group_names(model)
+    assert "lm_head.weight" not in decayed | spared
 
 
 def test_schedule_is_its_formula() -> None:
     warmup, steps, ratio, highest = 4, 20, 0.1, 0.5
-    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig(learning_rate=highest))
+    optimizer = build_optimizer(tiny("ssd"), OptimizerConfig(learning_rate=highest))
     schedule = build_schedule(optimizer, ScheduleConfig(warmup_steps=warmup, final_ratio=ratio), steps)
     for step in range(steps):
         cosine = (1 + math.cos(math.pi * (step - warmup + 1) / (steps - warmup))) / 2

@@ -5,7 +5,7 @@
 
 It runs in the gauge Λ = 1, the normaliser in the read-out: the same Φ, and no ratio of running sums is ever formed.
 
-Sources: Katharopoulos et al. 2020 (arXiv 2006.16236); Sieber et al. 2024, section 4.1 (arXiv 2405.15731).
+Sources: Katharopoulos et al. 2020 (arXiv 2006.16236); Sieber et al. 2024 (arXiv 2405.15731).
 """
 
 from typing import ClassVar

@@ -5,7 +5,7 @@
 
 φ and ψ are the infinite Taylor features of exp; `SoftmaxSystem.truncated` cuts them off.
 
-Sources: Vaswani et al. 2017; Sieber et al. 2024, section 4.1 (arXiv 2405.15731).
+Sources: Vaswani et al. 2017; Sieber et al. 2024 (arXiv 2405.15731).
 """
 
 from typing import Any, ClassVar

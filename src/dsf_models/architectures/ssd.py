@@ -6,7 +6,7 @@
 The default is the Mamba-2 block (convolution over x, B and C; SiLU gate; gated norm). `SSDConfig.minimal` is the
 strict form of the DSF paper: one head, one a, nothing around it.
 
-Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024, section 3.3 (arXiv 2405.15731).
+Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024 (arXiv 2405.15731).
 """
 
 import math

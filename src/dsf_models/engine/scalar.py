@@ -10,7 +10,7 @@ Running sums are float64, one scalar a step and head: float32 differences of the
 Letters: b batch, k chunks, c chunk length (i rows, j columns), h heads, g groups of r heads each that share B and C, n
 states, p head width, x = r·p. B and C make one product a group; V, decays and states are viewed as (…, g, r, …).
 
-Source: the block decomposition of semiseparable matrices, Dao & Gu 2024 (arXiv 2405.21060), section 6.
+Source: the block decomposition of semiseparable matrices, Dao & Gu 2024 (arXiv 2405.21060).
 """
 
 import math

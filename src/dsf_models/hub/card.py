@@ -58,6 +58,15 @@ class CardFacts:
     architecture: str
     """Name of the architecture, as in `dsf_models.list_architectures()`."""
 
+    transition: str
+    """Its Λ_i in one line."""
+
+    input_matrix: str
+    """Its B_i in one line."""
+
+    output_matrix: str
+    """Its C_i in one line."""
+
     parameters: int
     """Number of trainable parameters."""
 
@@ -157,7 +166,8 @@ def _summary(facts: CardFacts) -> str:
         f"A `{facts.architecture}` sequence model with {facts.parameters:,} parameters, trained from scratch on the "
         f"synthetic task `{facts.task}`. It is written in the Dynamical Systems Framework, in which a sequence mixer "
         "is the linear system h_i = Λ_i h_{i-1} + B_i u_i, y_i = C_i h_i + D_i u_i, and an architecture is a choice "
-        "of (Λ, B, C, D)."
+        f"of (Λ, B, C, D). Here:\n\n* Λ_i = {facts.transition}\n* B_i = {facts.input_matrix}\n"
+        f"* C_i = {facts.output_matrix}"
     )
 
 
