@@ -26,10 +26,18 @@ class Shape:
     conv_kernel: int = 4
 
 
-def build_ssd_and_mamba2(shape: Shape) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Return our SSD and transformers' Mamba-2 with one set of weights."""
+def build_ssd_and_mamba2(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return our SSD and transformers' Mamba-2 with one set of weights.
+
+    Args:
+        shape: sizes of both.
+        noise: standard deviation of what is added to every weight, so that those that start at 0 or 1 take part.
+    """
     fields = vars(shape)
     peer = Mamba2ForCausalLM(Mamba2Config(n_groups=1, residual_in_fp32=False, **fields))
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
     ours = SSDForCausalLM(SSDConfig(n_groups=1, norm_eps=peer.config.layer_norm_epsilon, **fields))
     ours.load_state_dict(convert_mamba2(peer.state_dict(), shape))
     return ours, peer
@@ -66,5 +74,5 @@ def largest_difference(ours: PreTrainedModel, peer: PreTrainedModel, input_ids: 
     return float((ours(input_ids, use_cache=False).logits - expected).abs().max() / expected.abs().max())
 
 
-PAIRS: dict[str, Callable[[Shape], tuple[PreTrainedModel, PreTrainedModel]]] = {"ssd": build_ssd_and_mamba2}
-"""Architecture -> builder of (ours, peer)."""
+PAIRS: dict[str, Callable[..., tuple[PreTrainedModel, PreTrainedModel]]] = {"ssd": build_ssd_and_mamba2}
+"""Architecture -> builder of (ours, peer) from a `Shape`."""
