@@ -336,11 +336,12 @@ class DSFSystem:
         realisation = _checked_realisation(realisation or ("normalised" if self.normalized else "native"))
         batch, length, num_heads, _ = self.u.shape
         values = self.effective_transition().eigenvalues(batch, length, num_heads)[:, 1:].to(self.u.device)
+        within = (1,) * (values.ndim - 3)
         if realisation == "normalised":
             eta = self.normalizer()
-            values = values * eta[:, :-1] / nonzero(eta[:, 1:])
+            values = values * (eta[:, :-1] / nonzero(eta[:, 1:])).view(*values.shape[:3], *within)
         if self.lengths is not None:
-            values = values.masked_fill(self.padded[:, 1:, None], math.nan)
+            values = values.masked_fill(self.padded[:, 1:].view(batch, length - 1, 1, *within), math.nan)
         return Spectrum(values, realisation)
 
     def matrices(self) -> SystemMatrices:

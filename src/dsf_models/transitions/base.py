@@ -86,7 +86,10 @@ class Transition(ABC):
 
     @abstractmethod
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
-        """Return the distinct eigenvalues of Λ_0 … Λ_{t-1}, (b, t, h) where a head has one, as float64 or complex."""
+        """Return the distinct eigenvalues of Λ_0 … Λ_{t-1}, in float64 or complex128.
+
+        (b, t, h) where a head has one, (b, t, h, …) where they differ within a head.
+        """
 
     @abstractmethod
     def narrow(self, start: int, length: int) -> Self:
