@@ -56,7 +56,10 @@ _VARIANTS = {
         "gate": "gelu",
         "output_norm": "none",
         "channel_mixer": "mlp",
-        "channel_mixer_depth": 2,
+        "channel_mixer_depth": [1, 2, 0],
+        "pre_channel_mixer": True,
+        "residual": False,
+        "norm": "none",
         "hidden_act": "relu",
     },
 }

@@ -164,13 +164,15 @@ ALIVE = {
     "output_norm": Alive(["none", "rmsnorm"]),
     "use_bias": Alive([True, False]),
     "channel_mixer": Alive(["none", "mlp", "swiglu", "geglu"]),
-    "channel_mixer_depth": Alive([1, 2, 3], beside=MLP),
+    "channel_mixer_depth": Alive([[2, 1], [1, 2], [0, 1], [1, 0], [0, 0], 1, 2, 3], beside=MLP),
+    "pre_channel_mixer": Alive([False, True], beside=MLP),
     "intermediate_size": Alive([8, 12], beside=MLP),
     "hidden_act": Alive(["gelu", "relu"], beside=MLP),
     "mlp_bias": Alive([True, False], beside=MLP),
     "position_embedding": Alive(["none", "learned", "rope"], beside={"max_position_embeddings": 12}),
     "max_position_embeddings": Alive([9, 12], beside={"position_embedding": "learned"}),
-    "norm": Alive(["rmsnorm", "layernorm"]),
+    "residual": Alive([True, False]),
+    "norm": Alive(["rmsnorm", "layernorm", "none"]),
     "norm_eps": Alive([1e-6, 1e-2]),
     "dropout": Alive([0.0, 0.5], outputs_in_training),
     "initializer_range": Alive([0.02, 0.5], spread_of_weights),
@@ -257,6 +259,14 @@ NONSENSE = [
     ({"channel_mixer_depth": 2}, ["channel_mixer_depth=2", 'only channel_mixer="mlp"', "'none'"]),
     ({"channel_mixer_depth": 2, "channel_mixer": "swiglu"}, ["channel_mixer_depth=2", "'swiglu'"]),
     ({"channel_mixer_depth": 0, "channel_mixer": "mlp"}, ["channel_mixer_depth=0", "positive"]),
+    ({"channel_mixer_depth": [1, 2, 1], "channel_mixer": "mlp"}, ["channel_mixer_depth=[1, 2, 1]", "or 2"]),
+    (
+        {"channel_mixer_depth": [1, 2], "channel_mixer": "mlp", "pre_channel_mixer": True},
+        ["channel_mixer_depth=[1, 2]", "or 3", "pre_channel_mixer"],
+    ),
+    ({"channel_mixer_depth": (1, -1), "channel_mixer": "mlp"}, ["channel_mixer_depth=[1, -1]", "(or 0)"]),
+    ({"channel_mixer_depth": [1, 1], "channel_mixer": "geglu"}, ["channel_mixer_depth=[1, 1]", "'geglu'"]),
+    ({"pre_channel_mixer": True}, ["pre_channel_mixer=True", "set channel_mixer"]),
     ({"intermediate_size": 0}, ["intermediate_size=0", "positive"]),
     ({"position_embedding": "learned"}, ["position_embedding='learned'", "set max_position_embeddings"]),
     ({"max_position_embeddings": 0}, ["max_position_embeddings=0", "None for no limit"]),
@@ -395,6 +405,7 @@ def other_values(name):
 @every_architecture
 def test_round_trip(name, tmp_path):
     candidates = [make(name), make(name, **other_values(name)), make(name, num_labels=3, eos_token_id=[3, 4])]
+    candidates += [make(name, **MLP, channel_mixer_depth=(2, 0, 1), pre_channel_mixer=True)]
     if CONFIG_CLASSES[name].uses_rope:
         candidates += [make(name, **ROPE, rope_parameters=value) for value in ALIVE["rope_parameters"].values]
     for config in candidates:

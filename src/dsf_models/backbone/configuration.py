@@ -89,8 +89,10 @@ class DSFConfig(PreTrainedConfig):
 
     channel_mixer: Literal["none", "mlp", "swiglu", "geglu"] = "none"
     """Token-wise network after the mixer: "mlp" (hidden_act), gated "swiglu" or "geglu", or "none"."""
-    channel_mixer_depth: int = 1
-    """Hidden layers of the "mlp" channel mixer."""
+    channel_mixer_depth: int | list[int] | tuple[int, ...] = 1
+    """Hidden layers of the "mlp" channel mixers; or one number for each of them in order, 0 to leave that one out."""
+    pre_channel_mixer: bool = False
+    """Whether a channel mixer also stands before the first mixer (the theory's FNN ∘ SSM ∘ FNN ∘ SSM ∘ FNN)."""
     intermediate_size: int | None = None
     """Width of the channel mixer. Default: 4 · hidden_size."""
     hidden_act: str = "gelu"
@@ -103,8 +105,10 @@ class DSFConfig(PreTrainedConfig):
     max_position_embeddings: int | None = None
     """Longest sequence: the size of the learned table, and what evaluation tools read. None: no limit."""
 
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Norm in front of each mixer and of the head."""
+    residual: bool = True
+    """Whether each mixer and channel mixer is added to its input; if not, the network is their plain composition."""
+    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
+    """Norm in front of each mixer, of each channel mixer and of the head."""
     norm_eps: float | int = 1e-6
     """Added to the variance in every norm."""
     dropout: float | int = 0.0
@@ -151,11 +155,25 @@ class DSFConfig(PreTrainedConfig):
             self.head_dim = int(inner // self.num_heads)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if isinstance(self.channel_mixer_depth, tuple):
+            self.channel_mixer_depth = list(self.channel_mixer_depth)
 
     @property
     def inner_size(self) -> int:
         """Inner width d = num_heads · head_dim of the mixer."""
         return self.num_heads * self.head_dim
+
+    @property
+    def channel_mixer_depths(self) -> list[int]:
+        """Hidden layers of each channel mixer, the one before the first mixer (if any) first."""
+        depth, count = self.channel_mixer_depth, self.num_hidden_layers + int(self.pre_channel_mixer)
+        return list(depth) if isinstance(depth, list | tuple) else [depth] * count
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether an output depends on later tokens, so that there is neither a cache nor generation."""
+        layers = [self.layer_config(i) for i in range(self.num_hidden_layers)]
+        return any(layer is not self and layer.looks_ahead for layer in layers)
 
     @property
     def layer_types(self) -> list[str]:
@@ -190,9 +208,7 @@ class DSFConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
-        self._require_positive(
-            "vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size"
-        )
+        self._require_positive("vocab_size", "num_hidden_layers", "head_dim", "state_size", "intermediate_size")
         require(
             self.inner_size == self.expand * self.hidden_size,
             "head_dim",
@@ -211,13 +227,34 @@ class DSFConfig(PreTrainedConfig):
         self._require_activation("hidden_act")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
         self._require_positive("norm_eps", "initializer_range")
-        require(
-            self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
-            "channel_mixer_depth",
-            self.channel_mixer_depth,
-            f'only channel_mixer="mlp" has more than one hidden layer; channel_mixer is {self.channel_mixer!r}.',
-        )
+        self._validate_channel_mixers()
         self._validate_positions()
+
+    def _validate_channel_mixers(self) -> None:
+        depth, count = self.channel_mixer_depth, self.num_hidden_layers + int(self.pre_channel_mixer)
+        require(
+            depth == 1 or self.channel_mixer == "mlp",
+            "channel_mixer_depth",
+            depth,
+            f'only channel_mixer="mlp" has a depth of its own; channel_mixer is {self.channel_mixer!r}.',
+        )
+        if isinstance(depth, list):
+            fits = len(depth) == count and all(number >= 0 for number in depth)
+            require(
+                fits,
+                "channel_mixer_depth",
+                depth,
+                f"give one number for all, or {count}: one (or 0) for each channel mixer "
+                "(num_hidden_layers, and one more with pre_channel_mixer).",
+            )
+        else:
+            self._require_positive("channel_mixer_depth")
+        require(
+            not self.pre_channel_mixer or self.channel_mixer != "none",
+            "pre_channel_mixer",
+            True,
+            'there is no channel mixer to put first: set channel_mixer to "mlp", "swiglu" or "geglu".',
+        )
 
     def _validate_positions(self) -> None:
         limit = self.max_position_embeddings

@@ -25,7 +25,9 @@ __all__ = [
 
 
 def build_norm(config: DSFConfig, width: int) -> nn.Module:
-    """Return the norm that config.norm names, over `width` features."""
+    """Return the norm that config.norm names, over `width` features ("none": the identity)."""
+    if config.norm == "none":
+        return nn.Identity()
     if config.norm == "layernorm":
         return nn.LayerNorm(width, eps=config.norm_eps)
     return nn.RMSNorm(width, eps=config.norm_eps)
@@ -124,15 +126,13 @@ class ShortConvolution(nn.Module):
 
 
 class MLPChannelMixer(nn.Module):
-    """Token-wise network y = W_out act(… act(W_1 x)), with channel_mixer_depth hidden layers."""
+    """Token-wise network y = W_out act(… act(W_1 x)) of `depth` hidden layers."""
 
-    def __init__(self, config: DSFConfig) -> None:
+    def __init__(self, config: DSFConfig, depth: int) -> None:
         super().__init__()
         width, bias = config.intermediate_size, config.mlp_bias
         self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.hidden_projs = nn.ModuleList(
-            nn.Linear(width, width, bias=bias) for _ in range(config.channel_mixer_depth - 1)
-        )
+        self.hidden_projs = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(depth - 1))
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
         self.activation = ACT2FN[config.hidden_act]
 
@@ -159,11 +159,12 @@ class GatedChannelMixer(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
-def build_channel_mixer(config: DSFConfig) -> nn.Module | None:
-    """Return the channel mixer that config.channel_mixer names, or None."""
-    match config.channel_mixer:
+def build_channel_mixer(config: DSFConfig, index: int) -> nn.Module | None:
+    """Return the channel mixer of this index (from the input on), as config.channel_mixer names it, or None."""
+    depth = config.channel_mixer_depths[index]
+    match config.channel_mixer if depth else "none":
         case "mlp":
-            return MLPChannelMixer(config)
+            return MLPChannelMixer(config, depth)
         case "swiglu":
             return GatedChannelMixer(config, "silu")
         case "geglu":

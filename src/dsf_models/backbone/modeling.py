@@ -67,8 +67,16 @@ _HINTED_KEYWORDS = sorted(
 )
 
 
-class DSFBlock(GradientCheckpointingLayer):
-    """x + mixer(norm(x)), then x + channel_mixer(norm(x)) where there is one."""
+class _JoinMixin:
+    """How a branch joins the stream it was taken from, where `dropout` and `residual` are set."""
+
+    def _join(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        branch = self.dropout(branch) if self.training else branch
+        return hidden + branch if self.residual else branch
+
+
+class DSFBlock(_JoinMixin, GradientCheckpointingLayer):
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)) where there is one; without "x +" if residual=False."""
 
     def __init__(self, config: DSFConfig, layer_idx: int) -> None:
         super().__init__()
@@ -77,9 +85,10 @@ class DSFBlock(GradientCheckpointingLayer):
         self.mixer_attribute = kind.block_attribute
         self.norm = build_norm(config, config.hidden_size)
         self.add_module(self.mixer_attribute, kind(layer_config, layer_idx))
-        self.channel_mixer = build_channel_mixer(config)
+        self.channel_mixer = build_channel_mixer(config, layer_idx + int(config.pre_channel_mixer))
         self.channel_norm = build_norm(config, config.hidden_size) if self.channel_mixer is not None else None
         self.dropout = nn.Dropout(config.dropout)
+        self.residual = config.residual
 
     @property
     def token_mixer(self) -> DSFMixer:
@@ -89,13 +98,25 @@ class DSFBlock(GradientCheckpointingLayer):
     def forward(self, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None, **kwargs: Any) -> Tensor:
         """Map the residual stream (b, t, d) to (b, t, d)."""
         mixed, _ = self.token_mixer(self.norm(hidden), layout, cache=cache, **kwargs)
-        hidden = hidden + self._drop(mixed)
+        hidden = self._join(hidden, mixed)
         if self.channel_mixer is not None:
-            hidden = hidden + self._drop(self.channel_mixer(self.channel_norm(hidden)))
+            hidden = self._join(hidden, self.channel_mixer(self.channel_norm(hidden)))
         return hidden
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        return self.dropout(branch) if self.training else branch
+
+class DSFInputMixer(_JoinMixin, nn.Module):
+    """x + channel_mixer(norm(x)) before the first block; without "x +" if residual=False."""
+
+    def __init__(self, config: DSFConfig) -> None:
+        super().__init__()
+        self.norm = build_norm(config, config.hidden_size)
+        self.channel_mixer = build_channel_mixer(config, 0)
+        self.dropout = nn.Dropout(config.dropout)
+        self.residual = config.residual
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map the embeddings (b, t, d) to (b, t, d)."""
+        return self._join(hidden, self.channel_mixer(self.norm(hidden)))
 
 
 class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
@@ -163,6 +184,9 @@ class DSFModel(DSFPreTrainedModel):
             self.rotary_emb = DSFRotaryEmbedding(config)
         self.uses_positions = config.position_embedding != "none"
         self.dropout = nn.Dropout(config.dropout)
+        self.input_mixer = None
+        if config.pre_channel_mixer and config.channel_mixer_depths[0]:
+            self.input_mixer = DSFInputMixer(config)
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
         self.layer_types = config.layer_types
@@ -243,6 +267,8 @@ class DSFModel(DSFPreTrainedModel):
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
         hidden = self.dropout(hidden) if self.training else hidden
+        if self.input_mixer is not None:
+            hidden = self.input_mixer(hidden)
         for block, layer_type in zip(self.layers, self.layer_types, strict=True):
             hidden = block(
                 hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs
