@@ -14,6 +14,7 @@ from .modeling import (
 )
 from .positions import rotate
 from .registry import Architecture, get_architecture, list_architectures, register_architecture
+from .time_invariant import TimeInvariantConfig, TimeInvariantMixer
 
 __all__ = [
     "Architecture",
@@ -28,6 +29,8 @@ __all__ = [
     "DSFPreTrainedModel",
     "DSFStateLayer",
     "DSFStaticAttentionLayer",
+    "TimeInvariantConfig",
+    "TimeInvariantMixer",
     "TokenLayout",
     "checked_layer",
     "get_architecture",

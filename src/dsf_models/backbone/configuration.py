@@ -121,7 +121,7 @@ class DSFConfig(PreTrainedConfig):
     label_alignment: Literal["next", "same"] = "next"
     """Target of the output at t: labels[t + 1] ("next", as in transformers) or labels[t] ("same", synthetic tasks)."""
     use_cache: bool = True
-    """Whether the model returns its state by default (never in training mode unless asked)."""
+    """Whether the model returns its state by default (not in training mode unless asked, never if it looks ahead)."""
     pad_token_id: int | None = None
     """Padding token; its embedding is zero."""
     bos_token_id: int | None = None

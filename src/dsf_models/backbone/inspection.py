@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
 from .layout import TokenLayout
 from .mixer import DSFMixer
@@ -15,7 +16,9 @@ __all__ = ["InspectionMixin"]
 class InspectionMixin:
     """Adds `dsf_systems` and `transfer_matrix` to every model."""
 
-    def dsf_systems(self, input_ids: Tensor | None = None, **inputs: Any) -> list[DSFSystem | SoftmaxSystem | None]:
+    def dsf_systems(
+        self, input_ids: Tensor | None = None, **inputs: Any
+    ) -> list[DSFSystem | SoftmaxSystem | FilterSystem | None]:
         """Return the system of every layer at these inputs.
 
             h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i
@@ -29,7 +32,7 @@ class InspectionMixin:
             inputs: further arguments of the model's forward, except a cache.
 
         Returns:
-            One entry a layer; None where a mixer has no system.
+            One entry a layer; a `FilterSystem` where a mixer is two-sided or windowed, None where it has no system.
 
         Raises:
             ValueError: a cache was given; a system is that of a whole sequence.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from ..engine import causal_convolution
+from ..engine import causal_convolution, next_window
 from .configuration import DSFConfig
 from .layout import TokenLayout
 
@@ -106,23 +106,7 @@ class ShortConvolution(nn.Module):
         inputs = torch.cat([past, x], dim=1)
         taps = self.weight.squeeze(1).t()
         y = self.activation(causal_convolution(inputs, taps, self.bias, layout.starts))
-        return y, self._next_window(inputs, layout)
-
-    def _next_window(self, inputs: Tensor, layout: TokenLayout) -> Tensor:
-        keep = self.kernel_size - 1
-        if layout.lengths is None and layout.starts is None:
-            return inputs[:, -keep:]
-        length = inputs.shape[1] - keep
-        lengths = layout.lengths
-        if lengths is None:
-            lengths = torch.full((inputs.shape[0],), length, device=inputs.device)
-        slots = lengths[:, None] + torch.arange(keep, device=inputs.device)
-        tail = inputs.gather(1, slots[..., None].expand(-1, -1, inputs.shape[2]))
-        if layout.starts is None:
-            return tail
-        document = F.pad(layout.starts.long().cumsum(1), (keep, 0))
-        current = document.gather(1, lengths[:, None] + keep - 1)
-        return tail.masked_fill((document.gather(1, slots) != current)[..., None], 0.0)
+        return y, next_window(inputs, self.kernel_size - 1, layout.starts, layout.lengths)
 
 
 class MLPChannelMixer(nn.Module):

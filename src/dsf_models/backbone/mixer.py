@@ -13,6 +13,7 @@ from transformers import Cache
 from transformers.activations import ACT2FN
 
 from .. import engine
+from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
 from .cache import checked_layer
 from .configuration import DSFConfig
@@ -37,6 +38,8 @@ class DSFMixer(nn.Module):
     """Whether the output norm comes before the gate."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
+    time_invariant: ClassVar[bool] = False
+    """Whether Λ, B, C and D are the same at every step (`TimeInvariantMixer`), so that the mixer is a filter."""
 
     def __init__(self, config: DSFConfig, layer_idx: int) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class DSFMixer(nn.Module):
             layer.write_state(state, hidden.shape[1])
         return layout.scatter(self.finish(y.flatten(2), gathered)), None
 
-    def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem:
+    def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem | FilterSystem:
         """Return the system at gathered hidden states, documents and lengths written into it; advances the window."""
         conv_in, rest = self.project(gathered)
         system = self.system(self.convolve(conv_in, layout, layer), rest)
@@ -136,7 +139,9 @@ class DSFMixer(nn.Module):
             y = norm(y)
         return self.out_proj(y)
 
-    def observed_system(self, hidden: Tensor, layout: TokenLayout, **kwargs: Any) -> DSFSystem | SoftmaxSystem:
+    def observed_system(
+        self, hidden: Tensor, layout: TokenLayout, **kwargs: Any
+    ) -> DSFSystem | SoftmaxSystem | FilterSystem:
         """Return the system that `forward` would evaluate at these arguments (real tokens first in each row)."""
         return self.system_at(layout.gather(hidden), layout)
 

@@ -26,7 +26,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from ..errors import did_you_mean
+from ..errors import did_you_mean, require
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
 from .generation import DSFGenerationMixin
@@ -190,6 +190,7 @@ class DSFModel(DSFPreTrainedModel):
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
         self.layer_types = config.layer_types
+        self.looks_ahead = config.looks_ahead
         self.keeps_keys = bool(set(self.layer_types) & set(ATTENTION_LAYER_TYPES))
         self.gradient_checkpointing = False
         self._keep_transition_parameters_in_float32()
@@ -235,7 +236,8 @@ class DSFModel(DSFPreTrainedModel):
             last_hidden_state (b, t, d) and, if asked for, the cache and hidden states.
 
         Raises:
-            ValueError: inputs missing, doubled or of sizes that do not fit; the message says which.
+            ValueError: inputs missing, doubled or of sizes that do not fit, or a cache for a model that looks ahead;
+                the message says which.
             TypeError: an unknown keyword; the closest one is offered.
         """
         _check_keywords(kwargs)
@@ -243,6 +245,8 @@ class DSFModel(DSFPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = resolve_cache(past_key_values, cache)
+        if self.looks_ahead:
+            use_cache = self._refuse_cache(cache, use_cache)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             cache, use_cache = self._without_cache(cache, use_cache)
         masks, full_mask = self._masks_given(hidden, attention_mask)
@@ -274,6 +278,16 @@ class DSFModel(DSFPreTrainedModel):
                 hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE_NAME: cache})
+
+    def _refuse_cache(self, cache: Cache | None, use_cache: bool | None) -> bool:
+        """Return False for use_cache where a mixer is two-sided, or raise where a cache was asked for."""
+        for name, value in ((CACHE_NAME, cache), ("use_cache", use_cache or None)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is given, but bidirectional=True: outputs depend on later tokens, so there is no state to "
+                    "go on from; leave it out, or build the model with bidirectional=False."
+                )
+        return False
 
     def _without_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[None, bool]:
         """Drop the cache where blocks are recomputed in backward, which would write it twice."""
@@ -345,13 +359,24 @@ class DSFModel(DSFPreTrainedModel):
 
 
 class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
-    """Language model: a `DSFModel` and a linear head over the vocabulary."""
+    """Language model: a `DSFModel` and a linear head over the vocabulary.
+
+    Raises:
+        ValueError: the configuration is that of a model that looks ahead (bidirectional=True).
+    """
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
     _pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {"lm_head": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: DSFConfig) -> None:
+        require(
+            not config.looks_ahead,
+            "bidirectional",
+            True,
+            "a causal language model must not see later tokens, and cannot generate if it does; use the sequence or "
+            "token classification model, or bidirectional=False.",
+        )
         super().__init__(config)
         self.model = base_model_class(type(self))(config)
         self.vocab_size = config.vocab_size
@@ -538,7 +563,9 @@ def _check_keywords(kwargs: dict[str, Any]) -> None:
             hint = did_you_mean(name, _HINTED_KEYWORDS) or "leave it out."
             raise TypeError(f"forward got an unknown keyword {name!r}; {hint}")
     if kwargs.get("is_causal") is False:
-        raise ValueError("is_causal=False: an output never depends on later tokens; leave is_causal out.")
+        raise ValueError(
+            "is_causal=False: the configuration says whether outputs depend on later tokens; leave is_causal out."
+        )
 
 
 def _damaged_file(folder: str | Path) -> Path | None:

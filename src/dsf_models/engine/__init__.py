@@ -9,20 +9,31 @@ float64 sequential reference:
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..filters import FilterSystem
 from ..system import DSFSystem
 from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
-from .convolution import causal_convolution
+from .convolution import causal_convolution, next_window
+from .filtering import evaluate_filter
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
 from .step import evaluate_recurrent
 
-__all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate_sequential", "initial_state"]
+__all__ = [
+    "MODES",
+    "causal_convolution",
+    "compute_dtype",
+    "evaluate",
+    "evaluate_sequential",
+    "initial_state",
+    "next_window",
+]
 
 MODES = ("recurrent", "chunked", "matrix")
 
@@ -41,7 +52,7 @@ def initial_state(system: DSFSystem) -> Tensor:
 
 
 def evaluate(
-    system: DSFSystem,
+    system: DSFSystem | FilterSystem,
     mode: str | None = None,
     state: Tensor | None = None,
     chunk_size: int | None = None,
@@ -52,9 +63,10 @@ def evaluate(
         h_i = Λ_i h_{i-1} + B_i u_i        y_i = C_i h_i + D_i u_i
 
     Args:
-        system: one realisation at given inputs.
+        system: one realisation at given inputs; or a filter made of one, whose passes run in the mode.
         mode: "recurrent", "chunked" or "matrix"; default "recurrent" for a single token, else "chunked".
-        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system; None for zero.
+        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system; the delay line of a
+            windowed filter, (b, U, h, p); None for zero.
         chunk_size: chunk length of the chunked mode; default the kernel's own.
         overwrite_state: whether the new state may take the given one's memory (decoding does; never where gradients
             flow).
@@ -66,23 +78,32 @@ def evaluate(
     Raises:
         DSFSystemError: unknown mode, a chunk size below 1, or a state of the wrong shape.
     """
+    # A float32 system is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
+    work = system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
+    with _full_precision(system.u.device.type):
+        if isinstance(work, FilterSystem):
+            run = functools.partial(evaluate, mode=mode, chunk_size=chunk_size)
+            y, state = evaluate_filter(work, run, state)
+        else:
+            y, state = _evaluate_system(work, mode, state, chunk_size, overwrite_state)
+    return y if work is system else y.to(system.u.dtype), state
+
+
+def _evaluate_system(
+    system: DSFSystem, mode: str | None, state: Tensor | None, chunk_size: int | None, overwrite_state: bool
+) -> tuple[Tensor, Tensor]:
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
     if mode not in MODES:
         raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
     if chunk_size is not None and chunk_size < 1:
         raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
-    # A float32 system is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
-    work = system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
-    state = _checked_state(work, state)
-    with _full_precision(system.u.device.type):
-        if mode == "recurrent":
-            y, state = evaluate_recurrent(work, state, overwrite_state and not torch.is_grad_enabled())
-        elif mode == "matrix":
-            y, state = evaluate_matrix(work, state)
-        else:
-            kernel = _chunked_kernel(system.transition)
-            y, state = kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
-    return y if work is system else y.to(system.u.dtype), state
+    state = _checked_state(system, state)
+    if mode == "recurrent":
+        return evaluate_recurrent(system, state, overwrite_state and not torch.is_grad_enabled())
+    if mode == "matrix":
+        return evaluate_matrix(system, state)
+    kernel = _chunked_kernel(system.transition)
+    return kernel(system, state) if chunk_size is None else kernel(system, state, chunk_size)
 
 
 def _chunked_kernel(transition: Transition) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["causal_convolution"]
+__all__ = ["causal_convolution", "next_window"]
 
 
 def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None = None) -> Tensor:
@@ -30,6 +30,31 @@ def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, star
         y = (inputs * weight).sum(1, keepdim=True)
         return y if bias is None else y + bias
     return _DepthwiseConvolution.apply(inputs, weight, bias)
+
+
+def next_window(inputs: Tensor, keep: int, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """Return the last `keep` real inputs of each row, zeros where an earlier document lies.
+
+    Args:
+        inputs: `keep` past inputs followed by the t current ones, (b, keep + t, d).
+        keep: length of the window.
+        starts: (b, t) True where a document starts, or None.
+        lengths: (b,) number of real tokens of each row, at its front; None where all are real.
+
+    Returns:
+        (b, keep, d).
+    """
+    if lengths is None and starts is None:
+        return inputs[:, inputs.shape[1] - keep :]
+    if lengths is None:
+        lengths = torch.full((inputs.shape[0],), inputs.shape[1] - keep, device=inputs.device)
+    slots = lengths[:, None] + torch.arange(keep, device=inputs.device)
+    tail = inputs.gather(1, slots[..., None].expand(-1, -1, inputs.shape[2]))
+    if starts is None:
+        return tail
+    document = F.pad(starts.long().cumsum(1), (keep, 0))
+    current = document.gather(1, lengths[:, None] + keep - 1)
+    return tail.masked_fill((document.gather(1, slots) != current)[..., None], 0.0)
 
 
 def _convolve_documents(padded: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Time-invariant mixers: the fields and the class that let a constant (Λ, B, C, D) look both ways, or a window back."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+
+from ..errors import require
+from ..filters import FilterSystem
+from ..system import DSFSystem
+from .configuration import DSFConfig
+from .layout import TokenLayout
+from .mixer import DSFMixer
+
+__all__ = ["TimeInvariantConfig", "TimeInvariantMixer"]
+
+
+@strict
+class TimeInvariantConfig(DSFConfig):
+    """Fields that all time-invariant architectures share beside those of `DSFConfig`."""
+
+    bidirectional: bool = False
+    """Whether the mixer is a two-sided filter: a second pass, with a read-out of its own, runs from the end. Such a
+    model classifies; it has no cache and cannot generate."""
+    window: int | None = None
+    """Largest lag U of the mixer's filter, which is exactly 0 beyond it; None for the infinite filter."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether an output depends on later tokens."""
+        return self.bidirectional
+
+    def validate_architecture(self) -> None:
+        """Raise where sizes or options do not fit together."""
+        super().validate_architecture()
+        require(
+            self.window is None or self.window >= 1,
+            "window",
+            self.window,
+            "give the largest lag (at least 1), or None for an infinite filter.",
+        )
+
+
+class TimeInvariantMixer(DSFMixer):
+    """Mixer whose Λ, B, C, D depend neither on the input nor on the time: a filter.
+
+        y_i = Σ_{0<=l<=U} K_l u_{i-l} + Σ_{1<=l<=U} K'_l u_{i+l}
+        K_l = C Λ^l B + D δ_{l0}        K'_l = C' Λ^{l-1} B
+
+    A subclass implements what `DSFMixer` asks for and `reverse`: the system of lags below 0, which `bidirectional`
+    adds. Its C' is a parameter of its own: a filter with C' = C Λ would be even, and could not tell past from future.
+
+    Source: the two-sided filters of finite window follow Takakura & Suzuki 2023 (arXiv 2305.18699).
+    """
+
+    time_invariant: ClassVar[bool] = True
+
+    def reverse(self, system: DSFSystem) -> DSFSystem:
+        """Return the system of the pass from the end: the same Λ and B at the same inputs, its own C', no D."""
+        raise NotImplementedError(f"{type(self).__name__} must implement reverse(system) -> DSFSystem.")
+
+    def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem | FilterSystem:
+        """Return the system at gathered hidden states, as a filter where it is two-sided or windowed."""
+        system = super().system_at(gathered, layout, layer)
+        config = self.config
+        if config.window is None and not config.bidirectional:
+            return system
+        return FilterSystem(
+            forward=system, backward=self.reverse(system) if config.bidirectional else None, window=config.window
+        )
