@@ -94,7 +94,7 @@ class FilterSystem:
         """Return Φ: y_i = Σ_j Φ_ij u_j with Φ_ij = K_{i-j} for j <= i, K'_{j-i} for j > i, and 0 beyond the window.
 
         Returns:
-            (b, h, t, t) where a head's channels share it, else (b, h, p, t, t), in `dtype`.
+            (b, h, t, t), (b, h, p, t, t) or (b, 1, d, d, t, t), in `dtype`; see `DSFSystem.transfer_matrix`.
         """
         phi = self._cut(self.forward.transfer_matrix(dtype))
         if self.backward is None:
@@ -144,11 +144,8 @@ def mirror(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _check_time_invariant(system: DSFSystem) -> None:
-    if system.normalized:
-        raise DSFSystemError("normalized=True: a normaliser depends on the inputs, so this is no filter.")
+    system.require_time_invariant("a filter")
     for name in ("B", "C", "input_gain", "output_gain"):
         value = getattr(system, name)
-        if value is not None and tuple(value.shape[:2]) != (1, 1):
-            raise DSFSystemError(
-                f"{name} has shape {tuple(value.shape)}: a filter takes one for all rows and steps, (1, 1, …)."
-            )
+        if value is not None and value.shape[0] != 1:
+            raise DSFSystemError(f"{name} has shape {tuple(value.shape)}: a filter takes one for all rows, (1, 1, …).")

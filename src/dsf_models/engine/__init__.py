@@ -5,7 +5,8 @@ float64 sequential reference:
 
 * "recurrent": token by token, the form of decoding;
 * "chunked": matrix products inside chunks, linear in length, the form of training and prefill;
-* "matrix": Φ materialised, quadratic in length, the form of theory.
+* "matrix": Φ materialised, quadratic in length, the form of theory;
+* "convolution": fast Fourier transforms, for time-invariant systems alone.
 """
 
 import contextlib
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from ..filters import FilterSystem
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
+from ..transitions import DSFSystemError, Identity, Rotation, ScalarDecay, Transition
 from .convolution import causal_convolution, next_window
 from .filtering import evaluate_filter
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
+from .rotation import evaluate_rotation
 from .scalar import evaluate_chunked
 from .step import evaluate_recurrent
+from .time_invariant import evaluate_convolution
 
 __all__ = [
     "MODES",
@@ -32,13 +35,20 @@ __all__ = [
     "evaluate",
     "evaluate_sequential",
     "initial_state",
+    "modes_of",
     "next_window",
 ]
 
 MODES = ("recurrent", "chunked", "matrix")
+"""The modes that take every system; see `modes_of`."""
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
+CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked, Rotation: evaluate_rotation}
 """The chunked kernel of each structure of Λ."""
+
+
+def modes_of(system: DSFSystem) -> tuple[str, ...]:
+    """Return the modes that take a system: `MODES`, and "convolution" where it is time-invariant."""
+    return (*MODES, "convolution") if system.time_invariant else MODES
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -64,9 +74,10 @@ def evaluate(
 
     Args:
         system: one realisation at given inputs; or a filter made of one, whose passes run in the mode.
-        mode: "recurrent", "chunked" or "matrix"; default "recurrent" for a single token, else "chunked".
-        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system; the delay line of a
-            windowed filter, (b, U, h, p); None for zero.
+        mode: "recurrent", "chunked", "matrix", or "convolution" for a time-invariant system; default "recurrent" for a
+            single token, else "chunked".
+        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system, or (b, 1, N, 1) for one
+            with maps; the delay line of a windowed filter, (b, U, h, p); None for zero.
         chunk_size: chunk length of the chunked mode; default the kernel's own.
         overwrite_state: whether the new state may take the given one's memory (decoding does; never where gradients
             flow).
@@ -76,7 +87,8 @@ def evaluate(
         through both and through the initial state.
 
     Raises:
-        DSFSystemError: unknown mode, a chunk size below 1, or a state of the wrong shape.
+        DSFSystemError: unknown mode, a chunk size below 1, a state of the wrong shape, or mode "convolution" for a
+            system that depends on time.
     """
     # A float32 system is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
     work = system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
@@ -93,8 +105,9 @@ def _evaluate_system(
     system: DSFSystem, mode: str | None, state: Tensor | None, chunk_size: int | None, overwrite_state: bool
 ) -> tuple[Tensor, Tensor]:
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
-    if mode not in MODES:
-        raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
+    known = (*MODES, "convolution")
+    if mode not in known:
+        raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, known))}.")
     if chunk_size is not None and chunk_size < 1:
         raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
     state = _checked_state(system, state)
@@ -102,6 +115,8 @@ def _evaluate_system(
         return evaluate_recurrent(system, state, overwrite_state and not torch.is_grad_enabled())
     if mode == "matrix":
         return evaluate_matrix(system, state)
+    if mode == "convolution":
+        return evaluate_convolution(system, state)
     kernel = _chunked_kernel(system.transition)
     return kernel(system, state) if chunk_size is None else kernel(system, state, chunk_size)
 

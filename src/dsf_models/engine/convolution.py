@@ -1,4 +1,4 @@
-"""Causal depthwise convolution over time, the local mixing that stands in front of a system.
+"""Causal convolution over time: depthwise, the local mixing that stands in front of a system, or between channels.
 
     y_t = bias + Σ_{k<K} w_k * x_{t-K+1+k}          w_{K-1} multiplies the current token
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["causal_convolution", "next_window"]
+__all__ = ["causal_convolution", "dense_causal_convolution", "next_window"]
 
 
 def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None = None) -> Tensor:
@@ -30,6 +30,23 @@ def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, star
         y = (inputs * weight).sum(1, keepdim=True)
         return y if bias is None else y + bias
     return _DepthwiseConvolution.apply(inputs, weight, bias)
+
+
+def dense_causal_convolution(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None = None
+) -> Tensor:
+    """Convolve causally with a matrix a tap; arguments as in `causal_convolution`, with taps (K, d, d)."""
+    taps = weight.shape[0]
+    length = inputs.shape[1] - taps + 1
+    y = inputs[:, taps - 1 :] @ weight[-1].T
+    y = y if bias is None else y + bias
+    document = None if starts is None else F.pad(starts.long().cumsum(1), (taps - 1, 0))
+    for tap in range(taps - 1):
+        x = inputs[:, tap : tap + length]
+        if document is not None:
+            x = x * (document[:, tap : tap + length] == document[:, taps - 1 :])[..., None]
+        y = y + x @ weight[tap].T
+    return y
 
 
 def next_window(inputs: Tensor, keep: int, starts: Tensor | None, lengths: Tensor | None) -> Tensor:

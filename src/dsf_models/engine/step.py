@@ -22,6 +22,8 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
     Returns:
         y (b, t, h, p) and the state after the last real token.
     """
+    if system.input_map is not None:
+        return _evaluate_maps(system, state, overwrite_state)
     transition, length = system.effective_transition(), system.length
     columns = _each(_by_head(system.B, system).permute(0, 2, 3, 1), 3, length)
     rows = _each(_by_head(system.C, system).transpose(1, 2), 2, length)
@@ -34,6 +36,17 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
         state = add(b_bhn1, v_bh1p)
         raw.append(c_bh1n @ state)
     return system.read((raw[0] if length == 1 else torch.cat(raw, dim=2)).transpose(1, 2)), state
+
+
+def _evaluate_maps(system: DSFSystem, state: Tensor, overwrite_state: bool) -> tuple[Tensor, Tensor]:
+    """Do the same with dense B and C: h_i = Λ_i h_{i-1} + input_map u_i, y_i = output_map h_i + D * u_i."""
+    transition = system.effective_transition()
+    states = []
+    for time, added in enumerate(system.inflow().unbind(1)):
+        state = transition.step(state, time, in_place=overwrite_state)
+        state = state.add_(added) if overwrite_state else state + added
+        states.append(state.clone() if overwrite_state and system.length > 1 else state)
+    return system.read(system.outflow(torch.stack(states, dim=1))), state
 
 
 def _by_head(factor: Tensor, system: DSFSystem) -> Tensor:

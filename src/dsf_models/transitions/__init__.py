@@ -11,12 +11,14 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .rotation import Rotation, rotate
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
     "Identity",
+    "Rotation",
     "ScalarDecay",
     "Transition",
     "beyond",
@@ -25,4 +27,5 @@ __all__ = [
     "expand_groups",
     "map_floats",
     "nonzero",
+    "rotate",
 ]
