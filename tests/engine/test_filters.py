@@ -2,14 +2,15 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dsf_models import FilterSystem, engine
 from dsf_models.engine import MODES
-from dsf_models.system import DSFSystem, DSFSystemError
-from dsf_models.transitions import Identity, ScalarDecay
+from dsf_models.system import DSFSystem, DSFSystemError, apply_transfer_matrix
+from dsf_models.transitions import Identity, Rotation, ScalarDecay
 
 BATCH, LENGTH, HEADS, WIDTH, STATES = 3, 13, 2, 3, 2
 WINDOWS = (None, 1, 2, 5, 12, 40)
@@ -109,6 +110,48 @@ def test_filter_is_its_kernel(two_sided, window, layout):
                 assert one is None or relative(one, other.double()) <= 10 * TOLERANCE[dtype], (mode, name)
 
 
+def of_structure(structure, tensors, fields):
+    """Return a forward and a backward system whose Λ rotates, with factors or with dense maps in place of B and C."""
+    log_radius, angle = torch.tensor([[-0.1], [0.0]]), torch.tensor([[0.7], [2.1]])
+    if structure == "rotation":
+        shared = {"u": tensors["u"], "B": tensors["B"], "transition": Rotation(log_radius, angle), **fields}
+        forward = DSFSystem(C=tensors["C"], D=tensors["D"], **shared)
+        return forward, DSFSystem(C=tensors["back"], **shared)
+    shared = {"u": tensors["u"].flatten(2)[:, :, None], "transition": Rotation(log_radius.T, angle.T), **fields}
+    B, C, back = torch.randn(3, 4, HEADS * WIDTH, dtype=tensors["u"].dtype)
+    forward = DSFSystem(input_map=B, output_map=C.T, D=tensors["D"].flatten()[None], **shared)
+    return forward, DSFSystem(input_map=B, output_map=back.T, **shared)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("structure", ["rotation", "dense maps"])
+@torch.no_grad()
+def test_filters_of_other_structures(structure, window, layout):
+    """K_l = C Λ^l B + D δ_{l0} and K'_l = C' Λ^{l-1} B by powers of the dense matrices, in float64 and float32."""
+    for dtype in (torch.float64, torch.float32):
+        tensors, fields, _ = draw(dtype=dtype, layout=layout)
+        forward, backward = of_structure(structure, tensors, fields)
+        Lambda, B, C, _ = (x[0, 1] for x in replace(forward, starts=None, lengths=None).matrices())
+        back = replace(backward, starts=None, lengths=None).matrices().C[0, 1]
+        powers = [torch.linalg.matrix_power(Lambda, lag) for lag in range(LENGTH)]
+        u, real = tensors["u"].double().flatten(2), LAYOUTS[layout][1] or (LENGTH,) * BATCH
+        document = (torch.zeros(LENGTH) if fields["starts"] is None else fields["starts"][0]).cumsum(0)
+        expected = torch.zeros_like(u)
+        for row, i, j in itertools.product(range(BATCH), range(LENGTH), range(LENGTH)):
+            if max(i, j) >= real[row] or document[i] != document[j] or abs(i - j) > (window or LENGTH):
+                continue
+            K = C @ powers[i - j] @ B if j <= i else back @ powers[j - i - 1] @ B
+            K = K + torch.diag(tensors["D"].double().flatten()) if i == j else K
+            expected[row, i] += K @ u[row, j]
+        system = FilterSystem(forward=forward, backward=backward, window=window)
+        for mode in (None, *engine.modes_of(forward)):
+            y, _ = engine.evaluate(system, mode=mode)
+            assert relative(y.flatten(2), expected) <= TOLERANCE[dtype], mode
+        applied = apply_transfer_matrix(system.transfer_matrix(), forward.u.double())
+        assert relative(applied.flatten(2), expected) <= TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("decay", [(1.0, -1.0), (0.999999, 1.0)])
 @pytest.mark.parametrize("two_sided", [False, True])
 @torch.no_grad()
@@ -171,8 +214,11 @@ def test_what_is_no_filter_is_refused():
     with pytest.raises(DSFSystemError, match="window=0"):
         FilterSystem(forward=system.forward, window=0)
     varying = {"B": tensors["u"][..., :2], "C": tensors["C"], "u": tensors["u"], "transition": Identity()}
-    with pytest.raises(DSFSystemError, match=r"B has shape .* one for all rows and steps"):
+    with pytest.raises(DSFSystemError, match="a filter needs a time-invariant system"):
         FilterSystem(forward=DSFSystem(**varying))
+    of_rows = varying | {"B": tensors["u"][:, :1, :, :2]}
+    with pytest.raises(DSFSystemError, match=r"B has shape \(3, 1, 2, 2\): a filter takes one for all rows"):
+        FilterSystem(forward=DSFSystem(**of_rows))
     normalized = DSFSystem(u=tensors["u"], B=tensors["B"], C=tensors["C"], transition=Identity(), normalized=True)
     with pytest.raises(DSFSystemError, match="normaliser"):
         FilterSystem(forward=normalized)

@@ -1,8 +1,8 @@
 """Two-sided and windowed filters, made of what evaluates a system.
 
 A finite window is a convolution with U + 1 taps, the first values of the system's kernel; its state is a delay line of
-the last U inputs. The difference of two running sums, C Λ^l B - C Λ^U Λ^{l-U} B, needs the same line and is 0 beyond the
-window in exact arithmetic only: at |λ| = 1 its rounding errors add up.
+the last U inputs. The difference of two running sums, C Λ^l B - C Λ^U Λ^{l-U} B, needs the same line, and is 0 beyond
+the window in exact arithmetic only: at |λ| = 1 its rounding errors add up.
 
 Letters: b batch, t time, h heads, p head width; l lag, U window.
 """
