@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithFlattening, DynamicCache, PreTrainedModel
 
 from dsf_models import DSFConfig, engine, list_architectures
-from dsf_models.backbone import DSFMixer, get_architecture
+from dsf_models.backbone import DSFMixer, TimeInvariantConfig, get_architecture
 from dsf_models.backbone.compat import CACHE_NAME
 
 VOCAB = 41
@@ -76,6 +76,8 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     if config_class.uses_rope:
         found["rope"] = _SMALL | own | {"position_embedding": "rope", "conv_kernel": 3}
         found["rope_bare"] = _SMALL | own | {"position_embedding": "rope"}
+    if issubclass(config_class, TimeInvariantConfig):
+        found["windowed"] = _SMALL | {"window": 3, "channel_mixer": "geglu"}
     if hasattr(config_class, "minimal"):
         found["minimal"] = _SMALL | {"num_heads": 1}
     return found
