@@ -99,6 +99,23 @@ def test_gradients_reach_every_parameter(name, case):
 
 
 @each
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
+def test_training_step_is_one_graph(name, kind):
+    model, mask = two_sided(name, "full").train(), contract.padding_mask("left")
+    ids = contract.place(sequences(), mask, PAD)
+    inputs = {
+        "plain": {"input_ids": ids},
+        "padded": {"input_ids": ids, "attention_mask": mask.long()},
+        "packed": contract.packed(sequences())["position_ids"],
+    }[kind]
+    expected = model(**inputs, labels=inputs["input_ids"] % 5).loss
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    contract.assert_close(compiled(**inputs, labels=inputs["input_ids"] % 5).loss, expected, 1e-12)
+    torch._dynamo.reset()
+
+
+@each
 @torch.no_grad()
 def test_the_second_read_out_is_a_parameter(name, tmp_path):
     """It exists where it is used alone, starts at random, and survives its file."""

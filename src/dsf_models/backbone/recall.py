@@ -1,7 +1,7 @@
-"""Associative recall by weights that are written down, not learned: FNN2 between two time-invariant mixers.
+"""Associative recall by weights that are written down, not learned: a network between two time-invariant mixers.
 
-A sequence k_1 v_1 … k_P v_P q holds pairs of words and a query, one of the keys; the answer is its value. A word w has a
-code e(w) in {-1, 1}^m, m = ⌈log2 |W|⌉, the bits of w. The network is FNN2 ∘ SSM2 ∘ … read from the input on
+A sequence k_1 v_1 … k_P v_P q holds pairs of words and a query, one of the keys; the answer is its value. A word w has
+a code e(w) in {-1, 1}^m, m = ⌈log2 |W|⌉, the bits of w. From the input on, the model is
 
     Emb     code and type: one flag each for query, key and value
     FNN1    routes the code to the channels of its type:  ReLU(e + flag - 1) - ReLU(-e + flag - 1)
@@ -33,15 +33,18 @@ QUERY, KEY, VALUE = range(3)
 
 
 class RecallConstructionMixin:
-    """Adds `from_construction` to the sequence classifier of a time-invariant architecture."""
+    """Adds `from_construction` to the sequence classifier of a time-invariant architecture.
+
+    Its mixer has `write_filters(sums)`: channels where the mask holds become sums over all tokens, the others pass.
+    """
 
     @classmethod
     def from_construction(cls, vocab_size: int, **fields: Any) -> Self:
         """Return the network that recalls a value by its key, its weights set by hand.
 
         Args:
-            vocab_size: |W|, the number of words. Token ids: w for the word as a key, |W| + w as a value, 2|W| + w as the
-                query; the label is the word.
+            vocab_size: |W|, the number of words. Token ids: w for the word as a key, |W| + w as a value, 2|W| + w as
+                the query; the label is the word.
             fields: further fields of the configuration, such as those that an ablation changes.
 
         Returns:
