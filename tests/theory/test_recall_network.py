@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from dsf_models import S4DForSequenceClassification as Network
+from dsf_models import LRUForSequenceClassification as Network
 
 ABLATION = {"words": 64, "pairs": 8, "rows": 256}
 
@@ -33,7 +33,7 @@ def weights_that_are_not_zero(*modules):
 
 @pytest.mark.parametrize("bits", [4, 6, 8, 10, 12, 14, 16])
 def test_exact_for_every_vocabulary_and_number_of_pairs(bits):
-    """Numeric test 2: accuracy exactly 1 for |W| = 2^4 … 2^16, with 44 log2 |W| + 1 weights, the largest 2 log2 |W| - 1.
+    """Numeric test 2: accuracy exactly 1 for |W| = 2^4 … 2^16, with 44 log2 |W| + 1 weights, none above 2 log2 |W| - 1.
 
     They are those of the two networks; the two mixers have a number linear in log2 |W| too. Neither depends on the
     number of pairs; embedding and head hold the codes, and are counted apart.

@@ -80,6 +80,7 @@ def _recall_fields(vocab_size: int, bits: int) -> dict[str, Any]:
         "num_labels": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": 2,
+        "state_size": bits,
         "expand": 1,
         "bidirectional": True,
         "conv_kernel": 2,
