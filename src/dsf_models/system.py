@@ -114,8 +114,8 @@ class DSFSystem:
 
     the d channels form one head that drives N states: its state is S (N, 1), and Λ must be constant.
 
-    With `normalized` the read-out is divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j (so
-    that Φ's rows sum to one).
+    With `normalized` the read-out is divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j,
+    so that Φ's rows sum to one.
 
     Raises:
         DSFSystemError: a tensor's shape or dtype does not fit; the message names the field, its shape and what it

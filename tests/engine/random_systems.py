@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dsf_models.system import DSFSystem, Identity, ScalarDecay
+from dsf_models.system import DSFSystem, Identity, Rotation, ScalarDecay, Transition
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
+RADII = (*DECAYS, "unit")
+"""Constant Λ may keep |λ| = 1 for ever."""
+CONSTANT = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
 Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
@@ -31,6 +34,10 @@ class Case:
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
+    rotation: str | None = None
+    """None, or constant Λ with "complex" (pairs of states) or "real" eigenvalues; `decay` then draws their radii."""
+    maps: bool = False
+    """Whether dense maps stand in place of B and C (one head; with `rotation` alone)."""
     broadcasts: tuple[str, ...] = ()
     normalized: bool = False
     D: int | None = None
@@ -40,6 +47,11 @@ class Case:
     lengths: tuple[int, ...] | None = None
     state: bool = True
     seed: int = 0
+
+    @property
+    def states_of_a_channel(self) -> int:
+        """Number of states n: two for each complex eigenvalue. With maps, of all channels together."""
+        return self.states * (2 if self.rotation == "complex" else 1)
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
@@ -53,13 +65,19 @@ class Case:
 
         weights = positive if self.normalized else normal
         lead = {name: self._lead(name) for name in ("B", "C", "gain", "decay")}
-        heads, width = self.heads, self.width
-        tensors = {
-            "u": normal(self.batch, self.length, heads, width),
-            "B": weights(*lead["B"], self.groups_B, self.states),
-            "C": weights(*lead["C"], self.groups_C, self.states),
-        }
-        if self.decay is not None:
+        heads, width, n = self.heads, self.width, self.states_of_a_channel
+        tensors = {"u": normal(self.batch, self.length, heads, width)}
+        if self.maps:
+            tensors |= {"input_map": normal(n, width), "output_map": normal(width, n)}
+        else:
+            tensors["B"] = weights(*lead["B"], self.groups_B, n)
+            tensors["C"] = weights(*lead["C"], self.groups_C, n)
+        if self.rotation is not None:
+            shape = (heads if self.decay_per_head else 1, self.states, 1)
+            tensors["log_radius"] = _log_decays(self.decay, shape, generator)[..., 0]
+            if self.rotation == "complex":
+                tensors["angle"] = 2 * normal(*shape[:2])
+        elif self.decay is not None:
             shape = (*lead["decay"], heads if self.decay_per_head else 1)
             tensors["log_decay"] = _log_decays(self.decay, shape, generator)
         if self.D is not None:
@@ -69,7 +87,8 @@ class Case:
         if self.output_gain is not None:
             tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
         if self.state:
-            tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
+            columns = 1 if self.maps else width + int(self.normalized)
+            tensors["state"] = weights(self.batch, heads, n, columns)
         return {name: value.to(dtype) for name, value in tensors.items()}
 
     def _lead(self, name: str) -> tuple[int, int]:
@@ -78,20 +97,24 @@ class Case:
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        transition = Identity()
-        if self.decay is not None:
-            transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
-        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
+        optional = ("B", "C", "input_map", "output_map", "D", "input_gain", "output_gain")
         return DSFSystem(
             u=tensors["u"],
-            B=tensors["B"],
-            C=tensors["C"],
-            transition=transition,
+            transition=self._transition(tensors),
             normalized=self.normalized,
             starts=self._starts(),
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
-            **optional,
+            **{name: tensors.get(name) for name in optional},
         )
+
+    def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
+        if self.rotation == "complex":
+            return Rotation(tensors["log_radius"], tensors["angle"])
+        if self.rotation == "real":
+            return Rotation(tensors["log_radius"], sign=self._sign(tensors["log_radius"]) if self.signed else None)
+        if self.decay is None:
+            return Identity()
+        return ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -119,6 +142,7 @@ def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generat
         "some_zero": benign.masked_fill(uniform < 0.2, -1e4).masked_fill(uniform > 0.8, -math.inf),
         "all_zero": torch.where(uniform < 0.5, -1e4, -math.inf),
         "growing": 0.1 * uniform,
+        "unit": torch.zeros_like(uniform),
     }[kind]
 
 
@@ -189,4 +213,18 @@ def random_case(seed: int, **fixed: object) -> Case:
         state=draw.random() < 0.6,
         seed=seed,
     )
+    if draw.random() < 0.4:
+        case = replace(case, **_rotation_fields(case, draw))
     return replace(case, **fixed)
+
+
+def _rotation_fields(case: Case, draw: random.Random) -> dict[str, object]:
+    """Draw what makes a case one with constant Λ, half of the time with constant factors or maps too."""
+    fields: dict[str, object] = {"rotation": draw.choice(["complex", "real"]), "decay": draw.choice(RADII)}
+    if draw.random() < 0.3:
+        alone = {"groups_B": 1, "groups_C": 1, "normalized": False, "input_gain": None, "output_gain": None}
+        return fields | alone | {"heads": 1, "maps": True}
+    if draw.random() < 0.5:
+        fields["broadcasts"] = tuple({*case.broadcasts, *CONSTANT, "gain time"})
+    # A rotating normaliser may be as near to 0 as it likes, too.
+    return fields | {"normalized": case.normalized and fields["rotation"] == "real"}

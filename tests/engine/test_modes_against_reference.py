@@ -3,11 +3,20 @@
 import pytest
 import torch
 
-from dsf_models.engine import MODES, evaluate, evaluate_sequential
-from tests.engine.random_systems import CHUNKS, DECAYS, Case, assert_outcomes_match, outcome, random_case
+from dsf_models.engine import MODES, evaluate, evaluate_sequential, modes_of
+from tests.engine.random_systems import (
+    CHUNKS,
+    CONSTANT,
+    DECAYS,
+    RADII,
+    Case,
+    assert_outcomes_match,
+    outcome,
+    random_case,
+)
 
 DOUBLE, SINGLE = 1e-10, 1e-6
-EVERY_MODE = [("recurrent", None), ("matrix", None), *(("chunked", chunk) for chunk in CHUNKS)]
+EVERY_MODE = [("recurrent", None), ("matrix", None), ("convolution", None), *(("chunked", chunk) for chunk in CHUNKS)]
 
 
 def run(mode, chunk=None):
@@ -18,6 +27,8 @@ def assert_every_mode_matches(case, dtype, tolerance, modes=EVERY_MODE, floor=0.
     tensors = case.tensors(dtype)
     reference = outcome(case, {name: value.double() for name, value in tensors.items()}, evaluate_sequential)
     for mode in modes:
+        if mode[0] not in modes_of(case.system(tensors)):
+            continue
         assert_outcomes_match(outcome(case, tensors, run(*mode)), reference, tolerance, floor, label=str(mode))
 
 
@@ -61,6 +72,47 @@ def test_single_precision_with_normaliser(decay):
     """
     case = Case(length=130, states=8, width=8, decay=decay, normalized=True, input_gain=3, D=1)
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
+
+
+# Thirty eigenvalues or so: the gradient of a single one is a sum over time that may cancel, whoever computes it.
+ROTATIONS = {
+    "factors": {"rotation": "complex", "broadcasts": CONSTANT, "input_gain": 3, "output_gain": 4, "states": 8},
+    "real factors": {"rotation": "real", "broadcasts": CONSTANT, "signed": True, "width": 1, "states": 8},
+    "varying factors": {"rotation": "complex", "input_gain": 4, "states": 8},
+    "maps": {"rotation": "complex", "maps": True, "heads": 1, "width": 8, "states": 32},
+    "real maps": {"rotation": "real", "maps": True, "signed": True, "heads": 1, "width": 8, "states": 32},
+}
+rotations = pytest.mark.parametrize("kind", ROTATIONS.values(), ids=ROTATIONS.keys())
+ROTATION_MODES = [("matrix", None), ("convolution", None), ("chunked", None), ("chunked", 24)]
+
+
+@pytest.mark.parametrize("radii", RADII)
+@rotations
+def test_single_precision_of_constant_eigenvalues(kind, radii):
+    case = Case(length=130, decay=radii, D=2, **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, ROTATION_MODES)
+
+
+@pytest.mark.parametrize("radii", RADII)
+@rotations
+def test_single_precision_of_constant_eigenvalues_with_documents_and_pads(kind, radii):
+    case = Case(length=130, decay=radii, starts=(0, 7, 8, 64, 65), lengths=(130, 101), **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, ROTATION_MODES)
+
+
+@pytest.mark.parametrize("radii", RADII)
+@rotations
+def test_single_precision_of_constant_eigenvalues_step_by_step(kind, radii):
+    """Decoding rounds the state at every step, so that errors add up over long sequences; λ itself is not rounded."""
+    case = Case(length=30, decay=radii, starts=(7,), lengths=(30, 21), **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, [("recurrent", None)])
+
+
+@rotations
+def test_eigenvalues_of_modulus_one_do_not_drift(kind):
+    """A rounded λ would err alike at every step: powers are float64, and 1000 steps keep the bar."""
+    case = Case(batch=1, length=1000, decay="unit", **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, [("chunked", None)])
 
 
 @pytest.mark.parametrize("decay", ["near_one", "alternating", "some_zero"])

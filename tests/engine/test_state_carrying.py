@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsf_models.engine import MODES, evaluate, evaluate_sequential, initial_state
+from dsf_models.engine import MODES, evaluate, evaluate_sequential, initial_state, modes_of
 from tests.engine.random_systems import Case, assert_outcomes_match, outcome, random_case
 
-segments = st.lists(st.tuples(st.integers(1, 9), st.sampled_from(MODES)), min_size=1, max_size=6)
+segments = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([*MODES, "convolution"])), min_size=1, max_size=6)
 
 
 def in_segments(plan):
@@ -19,7 +19,8 @@ def in_segments(plan):
         for size, mode in [*plan, (system.length, plan[-1][1])]:
             size = min(size, system.length - start)
             if size:
-                y, state = evaluate(system.narrow(start, size), mode, state, 4)
+                segment = system.narrow(start, size)
+                y, state = evaluate(segment, mode if mode in modes_of(segment) else None, state, 4)
                 outputs.append(y)
                 start += size
         return torch.cat(outputs, dim=1), state

@@ -161,7 +161,10 @@ def _evaluate(V: Tensor, constants: _Constants, state: Tensor, layout: _Layout) 
         Y = _time_first(torch.baddbmm(carried, _toeplitz(constants.kernel).to(dtype), V_gxy), sizes)
     else:
         later = (layout.document > 0)[..., None, None, None]
-        Y = _time_first(carried, sizes).masked_fill(later, 0.0) + _walk_lags(V, constants.kernel.to(dtype), layout)
+        own = _DocumentProduct.apply(
+            V.permute(3, 4, 5, 0, 1, 2).contiguous(), constants.kernel.to(dtype), layout.document
+        )
+        Y = _time_first(carried, sizes).masked_fill(later, 0.0) + own.permute(3, 4, 5, 0, 1, 2)
     last = _last_state(V, write, before, constants, layout)
     return Y.flatten(1, 2)[:, :length], last
 
@@ -186,15 +189,38 @@ def _toeplitz(kernel: Tensor) -> Tensor:
     return rows.permute(0, 1, 3, 2, 4).reshape(channels, chunk * width, chunk * width)
 
 
-def _walk_lags(V: Tensor, kernel: Tensor, layout: _Layout) -> Tensor:
-    """Return Σ_{j<=i} K_{i-j} V_j over the steps j of i's chunk and document, lag by lag: (b, k, c, g, q, p)."""
-    Y = 0.0
-    for lag in range(layout.chunk):
-        size = layout.chunk - lag
-        same = layout.document[:, :, lag:] == layout.document[:, :, :size]
-        shifted = V[:, :, :size].masked_fill(~same[..., None, None, None], 0.0)
-        Y = Y + F.pad(kernel[:, lag] @ shifted, (0, 0) * 3 + (lag, 0))
-    return Y
+class _DocumentProduct(torch.autograd.Function):
+    """Σ_{j<=i} K_{i-j} V_j over the steps j of i's chunk and document, lag by lag: only V is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, V: Tensor, kernel: Tensor, document: Tensor) -> Tensor:
+        """Take V (g, q, p, b, k, c), K (g, c, q, q) and documents (b, k, c); return outputs like V."""
+        ctx.save_for_backward(V, kernel, document)
+        Y = torch.zeros_like(V)
+        for lag in range(V.shape[-1]):
+            inputs = _of_lag(V, document, lag, earlier=True)
+            Y[..., lag:] += (kernel[:, lag] @ inputs.flatten(2)).view_as(inputs)
+        return Y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of V and K."""
+        V, kernel, document = ctx.saved_tensors
+        grad_V, grad_kernel = torch.zeros_like(V), torch.empty_like(kernel)
+        for lag in range(V.shape[-1]):
+            outputs = _of_lag(grad, document, lag, earlier=False)
+            grad_V[..., : V.shape[-1] - lag] += (kernel[:, lag].mT @ outputs.flatten(2)).view_as(outputs)
+            inputs = _of_lag(V, document, lag, earlier=True)
+            grad_kernel[:, lag] = outputs.flatten(2) @ inputs.flatten(2).mT
+        return grad_V, grad_kernel, None
+
+
+def _of_lag(x: Tensor, document: Tensor, lag: int, earlier: bool) -> Tensor:
+    """Return x (…, c) at the earlier or the later steps of the pairs of one lag, zero where documents differ."""
+    size = x.shape[-1] - lag
+    same = document[..., lag:] == document[..., :size]
+    return (x[..., :size] if earlier else x[..., lag:]).masked_fill(~same, 0.0)
 
 
 def _keep_last_document(V_gxy: Tensor, layout: _Layout, sizes: torch.Size) -> Tensor:
