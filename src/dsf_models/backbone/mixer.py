@@ -35,6 +35,8 @@ class DSFMixer(nn.Module):
     """Activation after the short convolution."""
     norm_before_gate: ClassVar[bool] = False
     """Whether the output norm comes before the gate."""
+    time_invariant: ClassVar[bool] = False
+    """Whether Λ, B and C are the same at every step, whatever the input."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
 
