@@ -16,6 +16,7 @@ from transformers import DataCollatorWithFlattening, DynamicCache, PreTrainedMod
 from dsf_models import DSFConfig, engine, list_architectures
 from dsf_models.backbone import DSFMixer, TimeInvariantConfig, get_architecture
 from dsf_models.backbone.compat import CACHE_NAME
+from dsf_models.system import apply_transfer_matrix
 
 VOCAB = 41
 PAD = 0
@@ -80,6 +81,8 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         found["windowed"] = _SMALL | {"window": 3, "channel_mixer": "geglu"}
     if hasattr(config_class, "minimal"):
         found["minimal"] = _SMALL | {"num_heads": 1}
+    if not config_class.uses_heads:
+        found = {case: fields | {"num_heads": 1} for case, fields in found.items()}
     return found
 
 
@@ -240,12 +243,12 @@ def assert_modes_agree(model: PreTrainedModel, **inputs: Tensor) -> None:
         expected, _ = engine.evaluate_sequential(system)
         weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
         reference = gradients(model, (expected * weight).sum())
-        for mode in engine.MODES:
+        for mode in engine.modes_of(system):
             y, _ = engine.evaluate(system, mode=mode)
             assert_close(y, expected, tolerance, f"layer {layer}, {mode}")
             found = gradients(model, (y * weight).sum())
             assert_gradients_close(found, reference, tolerance, f"layer {layer}, {mode}")
-        applied = torch.einsum("bhij,bjhp->bihp", system.transfer_matrix(), system.u.double())
+        applied = apply_transfer_matrix(system.transfer_matrix(), system.u.double())
         assert_close(applied, expected, 1e-10 if model.dtype == torch.float64 else 1e-5, f"layer {layer}, Φ")
 
 
@@ -258,8 +261,7 @@ def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: 
         hidden, layout = args[0], args[1]
         phi = system.transfer_matrix()
         u = system.u.repeat_interleave(phi.shape[1] // system.u.shape[2], dim=2)
-        equation = "bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp"
-        y = torch.einsum(equation, phi, u.double()).to(hidden.dtype)
+        y = apply_transfer_matrix(phi, u.double()).to(hidden.dtype)
         rebuilt = layout.scatter(mixer.finish(y.flatten(2), layout.gather(hidden)))
         real = torch.ones(hidden.shape[:2], dtype=torch.bool)
         real = inputs["attention_mask"].bool() if "attention_mask" in inputs else real

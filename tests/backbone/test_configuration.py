@@ -28,6 +28,7 @@ SMALL = {
     "conv_kernel": 0,
     "gate": "none",
     "output_norm": "none",
+    "channel_mixer": "none",
 }
 CONFIG_CLASSES = {name: get_architecture(name).config_class for name in list_architectures()}
 every_architecture = pytest.mark.parametrize("name", list_architectures())
@@ -43,7 +44,8 @@ def fields_of(config_class):
 
 
 def make(name, **changes):
-    return CONFIG_CLASSES[name](**SMALL | changes)
+    heads = {} if CONFIG_CLASSES[name].uses_heads else {"num_heads": 1}
+    return CONFIG_CLASSES[name](**SMALL | heads | changes)
 
 
 # ---- documentation --------------------------------------------------------------------------------------------------
@@ -138,8 +140,8 @@ def first_generated_token(config):
 
 def length_of_generation(config):
     model = with_fixed_weights(config)
-    # Every logit is that of token 5, so that greedy decoding gives nothing else than token 0.
-    model.lm_head.weight.data[:] = model.lm_head.weight.data[5].clone()
+    # Every logit is 0, so that greedy decoding gives nothing else than token 0.
+    model.lm_head.weight.data.zero_()
     return model.generate(token_ids()[:1, :3], max_new_tokens=4, pad_token_id=1).shape[1]
 
 
@@ -155,6 +157,8 @@ class Alive:
 
 
 MLP = {"channel_mixer": "mlp"}
+HEADS = {"num_heads", "head_dim"}
+"""Fields that can take one value only where the mixer has no heads."""
 ALIVE = {
     "vocab_size": Alive([VOCAB, VOCAB + 2]),
     "hidden_size": Alive([16, 24]),
@@ -206,6 +210,13 @@ ALIVE = {
     "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
     "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
     "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+    # S4D, S5, LRU.
+    "a_init": Alive(["lin", "inv", "real"], parameters_of_the_transition),
+    "discretization": Alive(["zoh", "bilinear"]),
+    "num_blocks": Alive([2, 1], parameters_of_the_transition),
+    "r_min": Alive([0.9, 0.5], parameters_of_the_transition),
+    "r_max": Alive([0.99, 0.95], parameters_of_the_transition),
+    "max_phase": Alive([6.28, 0.3], parameters_of_the_transition),
 }
 
 
@@ -224,7 +235,13 @@ def test_the_table_holds_no_field_that_is_gone():
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name in CONFIG_CLASSES for key in ALIVE if key in fields_of(CONFIG_CLASSES[name])]
+    ("name", "key"),
+    [
+        (name, key)
+        for name, config_class in CONFIG_CLASSES.items()
+        for key in ALIVE
+        if key in fields_of(config_class) and (config_class.uses_heads or key not in HEADS)
+    ],
 )
 @torch.no_grad()
 def test_every_field_is_alive(name, key):
@@ -255,7 +272,7 @@ NONSENSE = [
     ({"expand": 0}, ["expand=0", "positive"]),
     ({"expand": float("inf")}, ["expand=inf", "finite"]),
     ({"expand": float("nan")}, ["expand=nan", "finite"]),
-    ({"expand": 1.3}, ["num_heads=4", "20.8", "choose a divisor"]),
+    ({"expand": 1.3}, ["expand=1.3", "20.8", "no whole number"]),
     ({"state_size": 0}, ["state_size=0", "positive"]),
     ({"conv_kernel": 1}, ["conv_kernel=1", "use 0 (none) or at least 2 taps"]),
     ({"conv_kernel": -1}, ["conv_kernel=-1", "at least 2 taps"]),
@@ -303,6 +320,15 @@ NONSENSE_OF_SOME = [
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
+    ({"discretization": "zoh", "state_size": 3}, ["state_size=3", "conjugate pairs", "even"]),
+    ({"num_blocks": 3}, ["num_blocks=3", "state_size=4", "even size"]),
+    ({"num_blocks": 4}, ["num_blocks=4", "even size"]),
+    ({"num_blocks": 0}, ["num_blocks=0"]),
+    ({"r_min": 1.0}, ["r_min=1.0", "[0, 1)"]),
+    ({"r_min": -0.1}, ["r_min=-0.1", "[0, 1)"]),
+    ({"r_max": 0.5}, ["r_max=0.5", "r_min is 0.9"]),
+    ({"r_max": 1.1}, ["r_max=1.1", "[r_min, 1]"]),
+    ({"max_phase": 0.0}, ["max_phase=0.0", "positive"]),
     ({"a_init_range": (1.0, float("nan"))}, ["a_init_range=[1.0, nan]", "finite"]),
 ]
 ROPE = {"position_embedding": "rope"}
@@ -327,11 +353,26 @@ def refusal(name, **changes):
     return str(error.value)
 
 
-@every_architecture
-@pytest.mark.parametrize(("changes", "message"), NONSENSE, ids=[str(changes) for changes, _ in NONSENSE])
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        pytest.param(name, *case, id=f"{name}-{case[0]}")
+        for case in NONSENSE
+        for name, config_class in CONFIG_CLASSES.items()
+        if config_class.uses_heads or not case[0].keys() & (HEADS | {"num_attention_heads"})
+    ],
+)
 def test_nonsense_is_refused(name, changes, message):
     found = refusal(name, **changes)
     assert all(part in found for part in message), found
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIG_CLASSES if not CONFIG_CLASSES[name].uses_heads])
+def test_heads_are_refused_where_there_are_none(name):
+    for key in ("num_heads", "num_attention_heads"):
+        assert all(part in refusal(name, **{key: 4}) for part in ("num_heads=4", "has no heads", "leave num_heads out"))
+    assert "head_dim=5" in refusal(name, head_dim=5)
+    assert make(name, expand=2).head_dim == 32
 
 
 @pytest.mark.parametrize(
@@ -437,7 +478,7 @@ def test_round_trip(name, tmp_path):
 @every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
     config = make(name, expand=2)
-    assert (config.head_dim, config.inner_size, config.intermediate_size) == (8, 32, 64)
+    assert (config.head_dim, config.inner_size, config.intermediate_size) == (32 // config.num_heads, 32, 64)
     assert getattr(config, "num_key_value_heads", 4) == 4
 
 
@@ -467,6 +508,7 @@ def test_keywords_of_transformers(name):
     assert config.dtype in ("bfloat16", torch.bfloat16)
     assert make(name, num_labels=5).num_labels == 5
     assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
-    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=2)
-    assert aliased.num_heads == aliased.num_attention_heads == 2
+    heads = 2 if CONFIG_CLASSES[name].uses_heads else 1
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads)
+    assert aliased.num_heads == aliased.num_attention_heads == heads
     assert "num_attention_heads" not in aliased.to_diff_dict()

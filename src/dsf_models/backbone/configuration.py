@@ -47,7 +47,8 @@ _TRANSFORMERS_KEYS = frozenset(
 class DSFConfig(PreTrainedConfig):
     """Fields that all architectures share; each architecture adds its own in its file.
 
-    Inner width d = num_heads · head_dim; the state of a layer holds N = d · state_size numbers.
+    Inner width d = num_heads · head_dim; the state of a layer holds N = d · state_size numbers, unless the
+    architecture says otherwise.
 
     Raises:
         ValueError: a field is unknown (the closest names are offered), or a value makes no sense; the message names
@@ -60,6 +61,8 @@ class DSFConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads"}
     uses_rope: ClassVar[bool] = False
     """Whether the architecture can rotate queries and keys (position_embedding="rope")."""
+    uses_heads: ClassVar[bool] = True
+    """Whether the architecture divides its inner width into heads; where not, num_heads is 1."""
 
     vocab_size: int = 32000
     """Number of tokens in the vocabulary."""
@@ -150,6 +153,12 @@ class DSFConfig(PreTrainedConfig):
         if self.head_dim is None:
             inner = self.expand * self.hidden_size
             require(
+                inner % 1 == 0,
+                "expand",
+                self.expand,
+                f"expand · hidden_size = {inner:g} is no whole number of channels; choose a multiple of 1/hidden_size.",
+            )
+            require(
                 inner % self.num_heads == 0,
                 "num_heads",
                 self.num_heads,
@@ -211,6 +220,12 @@ class DSFConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
+        require(
+            self.uses_heads or self.num_heads == 1,
+            "num_heads",
+            self.num_heads,
+            f"{self.model_type} has no heads: leave num_heads out.",
+        )
         self._require_positive("vocab_size", "num_hidden_layers", "head_dim", "state_size", "intermediate_size")
         require(
             self.inner_size == self.expand * self.hidden_size,
@@ -313,6 +328,11 @@ class DSFConfig(PreTrainedConfig):
     def _require_positive(self, *names: str) -> None:
         for name in names:
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive and finite.")
+
+    def _require_order(self, low: str, high: str) -> None:
+        self._require_positive(low, high)
+        lowest, highest = getattr(self, low), getattr(self, high)
+        require(lowest <= highest, low, lowest, f"must be at most {high}={highest}.")
 
     def _require_activation(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)

@@ -11,12 +11,15 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .discretization import Discretization, Discretized, discretize
 from .rotation import Rotation, rotate
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
+    "Discretization",
+    "Discretized",
     "Identity",
     "Rotation",
     "ScalarDecay",
@@ -24,6 +27,7 @@ __all__ = [
     "beyond",
     "broadcasts",
     "causal_mask",
+    "discretize",
     "expand_groups",
     "map_floats",
     "nonzero",
