@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.trainer_utils import set_seed
 
 from dsf_models import DSFConfig, list_architectures
-from dsf_models.backbone import DSFMixer, get_architecture
+from dsf_models.backbone import DSFMixer, TimeInvariantConfig, get_architecture
 from dsf_models.backbone.compat import CACHE_NAME
 
 VOCAB = 23
@@ -51,7 +51,9 @@ def make(name, **changes):
 # ---- documentation --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config_class", [DSFConfig, *CONFIG_CLASSES.values()], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "config_class", [DSFConfig, TimeInvariantConfig, *CONFIG_CLASSES.values()], ids=lambda cls: cls.__name__
+)
 def test_every_field_is_documented(config_class):
     body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body
     fields = fields_of(config_class)
@@ -89,6 +91,11 @@ def shapes(model):
 def outputs(config):
     model = with_fixed_weights(config)
     return shapes(model), model(token_ids()).logits.tolist()
+
+
+def outputs_of_the_base_model(config):
+    model = with_fixed_weights(config, "model")
+    return shapes(model), model(token_ids()).last_hidden_state.tolist()
 
 
 def outputs_in_training(config):
@@ -210,6 +217,9 @@ ALIVE = {
     "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
     "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
     "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+    # Time-invariant architectures.
+    "bidirectional": Alive([False, True], outputs_of_the_base_model),
+    "window": Alive([None, 1, 2]),
     # S4D, S5, LRU.
     "a_init": Alive(["lin", "inv", "real"], parameters_of_the_transition),
     "discretization": Alive(["zoh", "bilinear"]),
@@ -305,6 +315,8 @@ NONSENSE = [
     ({"is_encoder_decoder": True}, ["is_encoder_decoder=True", "decoder"]),
 ]
 NONSENSE_OF_SOME = [
+    ({"window": 0}, ["window=0", "at least 1", "None"]),
+    ({"window": -3}, ["window=-3", "at least 1"]),
     ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "must divide num_heads=4"]),
     ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
     ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),

@@ -7,6 +7,7 @@
 Source: Orvieto et al. 2023, "Resurrecting Recurrent Neural Networks for Long Sequences" (arXiv 2303.06349).
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -16,17 +17,18 @@ from transformers import initialization as init
 
 from ..backbone import (
     Architecture,
-    DSFConfig,
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
-    DSFMixer,
     DSFModel,
+    RecallConstructionMixin,
+    TimeInvariantConfig,
+    TimeInvariantMixer,
     register_architecture,
 )
 from ..errors import require
 from ..system import DSFSystem
-from ..transitions import Rotation
+from ..transitions import LOG_ZERO, Rotation
 
 __all__ = [
     "LRUConfig",
@@ -39,8 +41,8 @@ __all__ = [
 
 
 @strict
-class LRUConfig(DSFConfig):
-    """Configuration of the LRU; see `DSFConfig` for the shared fields."""
+class LRUConfig(TimeInvariantConfig):
+    """Configuration of the LRU; see `TimeInvariantConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_lru"
     uses_heads: ClassVar[bool] = False
@@ -68,10 +70,9 @@ class LRUConfig(DSFConfig):
         )
 
 
-class LRUMixer(DSFMixer):
+class LRUMixer(TimeInvariantMixer):
     """Projects to d channels that drive N complex states together; Λ, B, C, D do not depend on the input."""
 
-    time_invariant: ClassVar[bool] = True
     transition_parameters: ClassVar[tuple[str, ...]] = ("nu_log", "theta_log", "gamma_log", "D")
 
     def __init__(self, config: LRUConfig, layer_idx: int) -> None:
@@ -83,6 +84,7 @@ class LRUMixer(DSFMixer):
         self.gamma_log = nn.Parameter(torch.empty(states))
         self.B = nn.Parameter(torch.empty(states, 2, width))
         self.C = nn.Parameter(torch.empty(width, states, 2))
+        self.C_reverse = nn.Parameter(torch.empty_like(self.C)) if config.bidirectional else None
         self.D = nn.Parameter(torch.empty(width))
 
     @classmethod
@@ -103,7 +105,8 @@ class LRUMixer(DSFMixer):
         init.copy_(self.theta_log, self.theta_log.clamp(min=tiny).log())
         init.copy_(self.gamma_log, 0.5 * (-torch.expm1(-2 * self.nu_log.exp())).clamp(min=tiny).log())
         init.normal_(self.B, std=(2 * config.inner_size) ** -0.5)
-        init.normal_(self.C, std=config.state_size**-0.5)
+        for C in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+            init.normal_(C, std=config.state_size**-0.5)
         init.normal_(self.D)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
@@ -112,14 +115,44 @@ class LRUMixer(DSFMixer):
 
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
         """Return constant Λ, B, C, D, with dense B and C over pairs of real states."""
-        c_re, c_im = self.C.unbind(-1)
         return DSFSystem(
             u=conv_out[:, :, None],
             input_map=(self.gamma_log.exp()[:, None, None] * self.B).flatten(0, 1),
-            output_map=torch.stack([c_re, -c_im], dim=-1).flatten(1),
+            output_map=_output_map(self.C),
             transition=Rotation(-self.nu_log.exp()[None], self.theta_log.exp()[None]),
             D=self.D[None],
         )
+
+    def reverse(self, system: DSFSystem) -> DSFSystem:
+        """Return the system of the pass from the end: its own C, no D."""
+        return replace(system, output_map=_output_map(self.C_reverse), D=None)
+
+    def write_filters(self, sums: Tensor) -> None:
+        """Set Λ, B, C and D by hand: λ = 1 and one state for each channel in the mask `sums` (d,); the others pass.
+
+        Raises:
+            ValueError: there are not as many such channels as states.
+        """
+        chosen = sums.nonzero().flatten()
+        require(len(chosen) == self.state_size, "sums", int(sums.sum()), f"choose {self.state_size}, one a state.")
+        states = torch.arange(self.state_size)
+        with torch.no_grad():
+            for parameter in (self.nu_log, self.theta_log):
+                parameter.fill_(LOG_ZERO)
+            for parameter in (self.gamma_log, self.B, self.C, self.C_reverse):
+                if parameter is not None:
+                    parameter.zero_()
+            self.B[states, 0, chosen] = self.C[chosen, states, 0] = 1.0
+            if self.C_reverse is not None:
+                self.C_reverse[chosen, states, 0] = 1.0
+            self.D.copy_(~sums)
+            self.in_proj.weight.copy_(torch.eye(len(sums)))
+
+
+def _output_map(C: Tensor) -> Tensor:
+    """Return Re(C ·) as a map of pairs of real states: (d, N, 2) -> (d, 2N)."""
+    c_re, c_im = C.unbind(-1)
+    return torch.stack([c_re, -c_im], dim=-1).flatten(1)
 
 
 class LRUModel(DSFModel):
@@ -134,7 +167,7 @@ class LRUForCausalLM(DSFForCausalLM):
     config: LRUConfig
 
 
-class LRUForSequenceClassification(DSFForSequenceClassification):
+class LRUForSequenceClassification(RecallConstructionMixin, DSFForSequenceClassification):
     """LRU sequence classifier."""
 
     config: LRUConfig

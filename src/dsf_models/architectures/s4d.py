@@ -10,6 +10,7 @@ Source: Gu et al. 2022, "On the Parameterization and Initialization of Diagonal 
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -20,12 +21,12 @@ from transformers import initialization as init
 
 from ..backbone import (
     Architecture,
-    DSFConfig,
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
-    DSFMixer,
     DSFModel,
+    TimeInvariantConfig,
+    TimeInvariantMixer,
     register_architecture,
 )
 from ..errors import require
@@ -43,8 +44,8 @@ __all__ = [
 
 
 @strict
-class S4DConfig(DSFConfig):
-    """Configuration of S4D; see `DSFConfig` for the shared fields."""
+class S4DConfig(TimeInvariantConfig):
+    """Configuration of S4D; see `TimeInvariantConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_s4d"
     uses_heads: ClassVar[bool] = False
@@ -74,10 +75,9 @@ class S4DConfig(DSFConfig):
         )
 
 
-class S4DMixer(DSFMixer):
+class S4DMixer(TimeInvariantMixer):
     """Projects to d channels and runs each through its own Λ, B, C, D, which do not depend on the input."""
 
-    time_invariant: ClassVar[bool] = True
     transition_parameters: ClassVar[tuple[str, ...]] = ("A_re_log", "A_im", "log_dt", "D")
 
     def __init__(self, config: S4DConfig, layer_idx: int) -> None:
@@ -89,6 +89,7 @@ class S4DMixer(DSFMixer):
         self.A_im = None if self.real else nn.Parameter(torch.empty(config.inner_size, poles))
         self.log_dt = nn.Parameter(torch.empty(config.inner_size))
         self.C = nn.Parameter(torch.empty(config.inner_size, poles, 1 if self.real else 2))
+        self.C_reverse = nn.Parameter(torch.empty_like(self.C)) if config.bidirectional else None
         self.D = nn.Parameter(torch.empty(config.inner_size))
         if self.real:
             self.transition_parameters = tuple(name for name in self.transition_parameters if name != "A_im")
@@ -112,7 +113,8 @@ class S4DMixer(DSFMixer):
             init.constant_(self.A_re_log, math.log(0.5))
             init.copy_(self.A_im, (lin if config.a_init == "lin" else inv).expand_as(self.A_im))
         init.uniform_(self.log_dt, math.log(config.time_step_min), math.log(config.time_step_max))
-        init.normal_(self.C, std=self.C.shape[2] ** -0.5)
+        for C in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+            init.normal_(C, std=C.shape[2] ** -0.5)
         init.ones_(self.D)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
@@ -121,8 +123,8 @@ class S4DMixer(DSFMixer):
 
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
         """Return constant Λ, B, C, D, one head of width 1 a channel."""
-        discretized = discretize(self.discretization, self.log_dt.exp()[:, None], -self.A_re_log.exp(), self.A_im)
-        C = self._output_factors(discretized)
+        discretized = self._discretized()
+        C = self._output_factors(self.C, discretized)
         ones = torch.ones(1, 1, 1, self.A_re_log.shape[1], 1, dtype=C.dtype, device=C.device)
         return DSFSystem(
             u=conv_out[..., None],
@@ -132,11 +134,18 @@ class S4DMixer(DSFMixer):
             D=self.D,
         )
 
-    def _output_factors(self, discretized: Discretized) -> Tensor:
+    def reverse(self, system: DSFSystem) -> DSFSystem:
+        """Return the system of the pass from the end: its own C, no D."""
+        return replace(system, C=self._output_factors(self.C_reverse, self._discretized())[None, None], D=None)
+
+    def _discretized(self) -> Discretized:
+        return discretize(self.discretization, self.log_dt.exp()[:, None], -self.A_re_log.exp(), self.A_im)
+
+    def _output_factors(self, C: Tensor, discretized: Discretized) -> Tensor:
         """Return what reads each channel's states, B multiplied in: (d, n)."""
         if self.real:
-            return self.C[..., 0] * discretized.gain_re
-        (c_re, c_im), re, im = self.C.unbind(-1), discretized.gain_re, discretized.gain_im
+            return C[..., 0] * discretized.gain_re
+        (c_re, c_im), re, im = C.unbind(-1), discretized.gain_re, discretized.gain_im
         return 2 * torch.stack([c_re * re - c_im * im, -(c_re * im + c_im * re)], dim=-1).flatten(-2)
 
 

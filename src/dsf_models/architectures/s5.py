@@ -10,6 +10,7 @@ Source: Smith et al. 2023, "Simplified State Space Layers for Sequence Modeling"
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -19,12 +20,12 @@ from transformers import initialization as init
 
 from ..backbone import (
     Architecture,
-    DSFConfig,
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
-    DSFMixer,
     DSFModel,
+    TimeInvariantConfig,
+    TimeInvariantMixer,
     register_architecture,
 )
 from ..errors import require
@@ -42,8 +43,8 @@ __all__ = [
 
 
 @strict
-class S5Config(DSFConfig):
-    """Configuration of S5; see `DSFConfig` for the shared fields."""
+class S5Config(TimeInvariantConfig):
+    """Configuration of S5; see `TimeInvariantConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_s5"
     uses_heads: ClassVar[bool] = False
@@ -87,10 +88,9 @@ class S5Config(DSFConfig):
         )
 
 
-class S5Mixer(DSFMixer):
+class S5Mixer(TimeInvariantMixer):
     """Projects to d channels that drive N states together; Λ, B, C, D do not depend on the input."""
 
-    time_invariant: ClassVar[bool] = True
     transition_parameters: ClassVar[tuple[str, ...]] = ("A_re_log", "A_im", "log_dt", "D")
 
     def __init__(self, config: S5Config, layer_idx: int) -> None:
@@ -103,6 +103,7 @@ class S5Mixer(DSFMixer):
         self.log_dt = nn.Parameter(torch.empty(pairs))
         self.B = nn.Parameter(torch.empty(pairs, 2, width))
         self.C = nn.Parameter(torch.empty(width, pairs, 2))
+        self.C_reverse = nn.Parameter(torch.empty_like(self.C)) if config.bidirectional else None
         self.D = nn.Parameter(torch.empty(width))
 
     @classmethod
@@ -125,9 +126,10 @@ class S5Mixer(DSFMixer):
         init.uniform_(self.log_dt, math.log(config.time_step_min), math.log(config.time_step_max))
         width, size = config.inner_size, config.state_size
         B = torch.randn(size, width, dtype=torch.float64) / math.sqrt(width)
-        C = torch.randn(width, size, dtype=torch.float64) / math.sqrt(size)
         init.copy_(self.B, torch.view_as_real(V.mH @ B.to(V.dtype)).movedim(-1, 1))
-        init.copy_(self.C, torch.view_as_real(C.to(V.dtype) @ V))
+        for parameter in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+            C = torch.randn(width, size, dtype=torch.float64) / math.sqrt(size)
+            init.copy_(parameter, torch.view_as_real(C.to(V.dtype) @ V))
         init.normal_(self.D)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
@@ -139,14 +141,24 @@ class S5Mixer(DSFMixer):
         delta, decay, frequency = self.log_dt.exp()[None], -self.A_re_log.exp()[None], self.A_im[None]
         discretized = discretize(self.discretization, delta, decay, frequency)
         re, im = discretized.gain_re[0, :, None], discretized.gain_im[0, :, None]
-        (b_re, b_im), (c_re, c_im) = self.B.unbind(1), self.C.unbind(-1)
+        b_re, b_im = self.B.unbind(1)
         return DSFSystem(
             u=conv_out[:, :, None],
             input_map=torch.stack([re * b_re - im * b_im, re * b_im + im * b_re], dim=1).flatten(0, 1),
-            output_map=2 * torch.stack([c_re, -c_im], dim=-1).flatten(1),
+            output_map=_output_map(self.C),
             transition=discretized.transition,
             D=self.D[None],
         )
+
+    def reverse(self, system: DSFSystem) -> DSFSystem:
+        """Return the system of the pass from the end: its own C, no D."""
+        return replace(system, output_map=_output_map(self.C_reverse), D=None)
+
+
+def _output_map(C: Tensor) -> Tensor:
+    """Return 2 Re(C ·) as a map of pairs of real states: (d, N / 2, 2) -> (d, N)."""
+    c_re, c_im = C.unbind(-1)
+    return 2 * torch.stack([c_re, -c_im], dim=-1).flatten(1)
 
 
 def _hippo_normal_part(size: int) -> tuple[Tensor, Tensor]:

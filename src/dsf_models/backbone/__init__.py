@@ -13,6 +13,7 @@ from .modeling import (
     DSFPreTrainedModel,
 )
 from .positions import rotate
+from .recall import RecallConstructionMixin
 from .registry import Architecture, get_architecture, list_architectures, register_architecture
 from .time_invariant import TimeInvariantConfig, TimeInvariantMixer
 
@@ -29,6 +30,7 @@ __all__ = [
     "DSFPreTrainedModel",
     "DSFStateLayer",
     "DSFStaticAttentionLayer",
+    "RecallConstructionMixin",
     "TimeInvariantConfig",
     "TimeInvariantMixer",
     "TokenLayout",
