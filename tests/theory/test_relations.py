@@ -195,3 +195,17 @@ def test_t11_eigenvalues_of_attention_exceed_one():
     i = torch.arange(1, length, dtype=FLOAT64)
     flat = SoftmaxSystem(q=torch.zeros_like(q), k=k, u=v, scale=1.0)
     torch.testing.assert_close(flat.eigenvalues().values[0, :, 0], i / (i + 1), rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["ssd", "s6", "qlstm", "rg_lru", "s4", "s4d", "s5", "lru"])
+@torch.no_grad()
+def test_t11_eigenvalues_of_the_others_never_exceed_one(name):
+    """T11: |λ| < 1 always for S6, SSD, qLSTM and RG-LRU, and by their parametrisation for S4, S4D, S5 and LRU."""
+    model = fresh(name, "full", "model").double()
+    for scale in (1.0, 3.0):
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+        for system in model.dsf_systems(torch.randint(1, 41, (2, 12))):
+            radius = system.eigenvalues().values.abs()
+            assert bool((radius < 1).all())
+            assert bool((radius >= 0).all())

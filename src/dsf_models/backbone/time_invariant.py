@@ -23,7 +23,8 @@ class TimeInvariantConfig(DSFConfig):
     """Whether the mixer is a two-sided filter: a second pass, with a read-out of its own, runs from the end. Such a
     model classifies; it has no cache and cannot generate."""
     window: int | None = None
-    """Largest lag U of the mixer's filter, which is exactly 0 beyond it; None for the infinite filter."""
+    """Largest lag U of the mixer's filter, which is exactly 0 beyond it; None for the infinite filter. Time and cache
+    grow with U: the window is a convolution with U + 1 taps."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -55,6 +56,10 @@ class TimeInvariantMixer(DSFMixer):
 
     time_invariant: ClassVar[bool] = True
 
+    def __init__(self, config: TimeInvariantConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.bidirectional, self.window = config.bidirectional, config.window
+
     def reverse(self, system: DSFSystem) -> DSFSystem:
         """Return the system of the pass from the end: the same Λ and B at the same inputs, its own C', no D."""
         raise NotImplementedError(f"{type(self).__name__} must implement reverse(system) -> DSFSystem.")
@@ -62,9 +67,7 @@ class TimeInvariantMixer(DSFMixer):
     def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem | FilterSystem:
         """Return the system at gathered hidden states, as a filter where it is two-sided or windowed."""
         system = super().system_at(gathered, layout, layer)
-        config = self.config
-        if config.window is None and not config.bidirectional:
+        if self.window is None and not self.bidirectional:
             return system
-        return FilterSystem(
-            forward=system, backward=self.reverse(system) if config.bidirectional else None, window=config.window
-        )
+        backward = self.reverse(system) if self.bidirectional else None
+        return FilterSystem(forward=system, backward=backward, window=self.window)
