@@ -51,8 +51,8 @@ class TimeInvariantMixer(DSFMixer):
     A subclass implements what `DSFMixer` asks for and `reverse`: the system of lags below 0, which `bidirectional`
     adds. Its C' is a parameter of its own: a filter with C' = C Λ would be even, and could not tell past from future.
 
-    Source: convolutions between token-wise networks are the models of Nishikawa & Suzuki 2025 (arXiv 2405.19036); to let
-    them look both ways is this project's choice, since no causal state of few bits can answer a query that comes last.
+    Source: convolutions between token-wise networks are the models of Nishikawa & Suzuki 2025 (arXiv 2405.19036); to
+    let them look both ways is this project's choice: no causal state of few bits can answer a query that comes last.
     """
 
     time_invariant: ClassVar[bool] = True
