@@ -74,10 +74,11 @@ def test_single_precision_with_normaliser(decay):
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
 
 
-# Thirty eigenvalues or so: the gradient of a single one is a sum over time that may cancel, whoever computes it.
+# Many states: the gradient of a single constant is a sum over time that may cancel, whoever computes it.
+FACTORS = {"broadcasts": CONSTANT, "groups_B": 4, "groups_C": 4, "states": 8}
 ROTATIONS = {
-    "factors": {"rotation": "complex", "broadcasts": CONSTANT, "input_gain": 3, "output_gain": 4, "states": 8},
-    "real factors": {"rotation": "real", "broadcasts": CONSTANT, "signed": True, "width": 1, "states": 8},
+    "factors": {"rotation": "complex", "input_gain": 3, "output_gain": 4, **FACTORS},
+    "real factors": {"rotation": "real", "signed": True, **FACTORS},
     "varying factors": {"rotation": "complex", "input_gain": 4, "states": 8},
     "maps": {"rotation": "complex", "maps": True, "heads": 1, "width": 8, "states": 32},
     "real maps": {"rotation": "real", "maps": True, "signed": True, "heads": 1, "width": 8, "states": 32},
