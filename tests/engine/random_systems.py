@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dsf_models.system import DSFSystem, Identity, ScalarDecay
+from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
+from dsf_models.transitions import DeltaRule, KeyDiagonal
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
+STRUCTURES = ("scalar", "key_diagonal", "delta_rule", "delta_rule_at_B")
+"""Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
 Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
@@ -28,6 +32,7 @@ class Case:
     groups_C: int = 2
     states: int = 3
     width: int = 2
+    structure: str = "scalar"
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
@@ -59,9 +64,10 @@ class Case:
             "B": weights(*lead["B"], self.groups_B, self.states),
             "C": weights(*lead["C"], self.groups_C, self.states),
         }
+        if self.structure == "delta_rule_at_B":
+            tensors["B"] = F.normalize(tensors["B"], dim=-1)
         if self.decay is not None:
-            shape = (*lead["decay"], heads if self.decay_per_head else 1)
-            tensors["log_decay"] = _log_decays(self.decay, shape, generator)
+            tensors |= self._transition_tensors(lead["decay"], generator)
         if self.D is not None:
             tensors["D"] = normal(*(heads, width)[: self.D])
         if self.input_gain is not None:
@@ -72,26 +78,47 @@ class Case:
             tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
         return {name: value.to(dtype) for name, value in tensors.items()}
 
+    def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the differentiable parameters of Λ; keys have norm 1, and β reaches both ends of its range."""
+        if self.structure == "key_diagonal":
+            groups = self.heads if self.decay_per_head else self.groups_B
+            return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
+        shape = (*lead, self.heads if self.decay_per_head else 1)
+        tensors = {"log_decay": _log_decays(self.decay, shape, generator)}
+        if self.structure != "scalar":
+            share = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+            tensors["beta"] = share.clamp(0, 1) * (2 if self.signed else 1)
+        if self.structure == "delta_rule":
+            key = torch.randn(*lead, self.groups_C, self.states, generator=generator, dtype=torch.float64)
+            tensors["key"] = F.normalize(key, dim=-1)
+        return tensors
+
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
         return batch, 1 if f"{name} time" in self.broadcasts else self.length
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        transition = Identity()
-        if self.decay is not None:
-            transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
         optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
         return DSFSystem(
             u=tensors["u"],
             B=tensors["B"],
             C=tensors["C"],
-            transition=transition,
+            transition=self._transition(tensors),
             normalized=self.normalized,
             starts=self._starts(),
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
             **optional,
         )
+
+    def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
+        if self.decay is None:
+            return Identity()
+        log_decay = tensors["log_decay"]
+        if self.structure.startswith("delta_rule"):
+            return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
+        kind = {"scalar": ScalarDecay, "key_diagonal": KeyDiagonal}[self.structure]
+        return kind(log_decay, self._sign(log_decay) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -107,9 +134,9 @@ class Case:
         return starts
 
 
-def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    even = (torch.arange(shape[1]) % 2 == 0).view(1, -1, *[1] * (len(shape) - 2))
     benign = -1.5 * uniform - 0.01
     return {
         "benign": benign,
@@ -188,5 +215,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
+        # The delta rule takes weights of either sign, and so no normaliser (see above).
+        structure=draw.choice(STRUCTURES[:2] if normalized else STRUCTURES),
     )
     return replace(case, **fixed)

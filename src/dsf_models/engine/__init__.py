@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
+from ..transitions import DeltaRule, DSFSystemError, Identity, KeyDiagonal, ScalarDecay, Transition
 from .convolution import causal_convolution
+from .delta_rule import evaluate_delta_rule
+from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
@@ -26,7 +28,12 @@ __all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate
 
 MODES = ("recurrent", "chunked", "matrix")
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
+CHUNKED_KERNELS = {
+    Identity: evaluate_chunked,
+    ScalarDecay: evaluate_chunked,
+    KeyDiagonal: evaluate_key_diagonal,
+    DeltaRule: evaluate_delta_rule,
+}
 """The chunked kernel of each structure of Λ."""
 
 

@@ -11,12 +11,16 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .delta_rule import DeltaRule
+from .key_diagonal import KeyDiagonal
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
+    "DeltaRule",
     "Identity",
+    "KeyDiagonal",
     "ScalarDecay",
     "Transition",
     "beyond",
