@@ -29,22 +29,22 @@ from .chunks import cut_chunks, decay_products, head_chunks
 
 __all__ = ["evaluate_delta_rule"]
 
-DEFAULT_CHUNK = 32
-"""Chunk length c: the cost a step is about c·(n + p) for the solve, as much again for outputs, and n² + 2·n·p."""
+LONGEST_CHUNK = 32
+"""Longest chunk: where nothing fades, S' is what little is left of S after c erasures, and rounding grows with c."""
 
 
-def evaluate_delta_rule(system: DSFSystem, state: Tensor, chunk_size: int = DEFAULT_CHUNK) -> tuple[Tensor, Tensor]:
+def evaluate_delta_rule(system: DSFSystem, state: Tensor, chunk_size: int = LONGEST_CHUNK) -> tuple[Tensor, Tensor]:
     """Evaluate a system with the delta rule's Λ chunk by chunk, exactly.
 
     Args:
         system: the system, in the compute dtype.
         state: S_{-1}, (b, h, n, p or p + 1), in the compute dtype.
-        chunk_size: c; shortened to the sequence where that is shorter.
+        chunk_size: c; shortened to `LONGEST_CHUNK`, and to the sequence where that is shorter.
 
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
     """
-    chunk, dtype = min(chunk_size, system.length), system.u.dtype
+    chunk, dtype = min(chunk_size, LONGEST_CHUNK, system.length), system.u.dtype
     transition = system.effective_transition()
     scalars = (transition.log_decay.double().clamp(min=LOG_ZERO), transition.beta.to(dtype))
     log_decay, beta = (head_chunks(x[..., None], system, chunk) for x in scalars)
