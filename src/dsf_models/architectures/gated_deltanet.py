@@ -8,8 +8,7 @@ k_i and q_i are W_K u_i and W_Q u_i after a short convolution, SiLU and division
 
 The default is the block of the paper: convolution over q, k and v, a norm for each head, then a SiLU gate.
 
-Sources: Yang et al. 2024, "Gated Delta Networks" (arXiv 2412.06464); for negative eigenvalues, Grazzi et al. 2024 (arXiv
-2411.12537).
+Sources: Yang et al. 2024 (arXiv 2412.06464); for negative eigenvalues, Grazzi et al. 2024 (arXiv 2411.12537).
 """
 
 import math
@@ -186,7 +185,7 @@ register_architecture(
         causal_lm_class=GatedDeltaNetForCausalLM,
         sequence_classification_class=GatedDeltaNetForSequenceClassification,
         token_classification_class=GatedDeltaNetForTokenClassification,
-        transition="α_i (I - β_i k_i k_i^T) per head, α_i = exp(-Δ_i a), Δ_i = softplus(W_α u_i + b_Δ), β_i = σ(W_β u_i)",
+        transition="α_i (I - β_i k_i k_i^T) per head, α_i = exp(-a softplus(W_α u_i + b_Δ)), β_i = σ(W_β u_i) or twice that",
         input_matrix="β_i I ⊗ k_i, k_i = W_K u_i of norm 1",
         output_matrix="I ⊗ q_i^T / √n, q_i = W_Q u_i of norm 1",
     )

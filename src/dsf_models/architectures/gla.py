@@ -6,7 +6,7 @@
 W_2 W_1 has a low rank, and the temperature τ draws α towards 1. The default is the block of the paper: a norm for each
 head, then a SiLU gate.
 
-Source: Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient Training" (arXiv 2312.06635).
+Source: Yang et al. 2023 (arXiv 2312.06635).
 """
 
 from typing import ClassVar, Literal
