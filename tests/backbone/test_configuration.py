@@ -207,7 +207,7 @@ ALIVE = {
     # GLA.
     "decay_rank": Alive([16, 2]),
     "decay_temperature": Alive([16, 4.0]),
-    # Gated DeltaNet.
+    # Gated DeltaNet, and GLA too.
     "allow_negative_eigenvalues": Alive([False, True]),
 }
 

@@ -12,6 +12,9 @@ from tests.engine.random_systems import Case, assert_outcomes_match, outcome
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
     "identity": Case(decay=None, normalized=True),
+    "key_diagonal": Case(structure="key_diagonal", signed=True, groups_C=4, starts=(3,), lengths=(11, 6)),
+    "delta_rule": Case(structure="delta_rule", D=1, input_gain=3, starts=(3,), lengths=(11, 6)),
+    "delta_rule_at_B": Case(structure="delta_rule_at_B", signed=True, input_gain=4),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
 }
 kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())

@@ -185,7 +185,7 @@ register_architecture(
         causal_lm_class=GatedDeltaNetForCausalLM,
         sequence_classification_class=GatedDeltaNetForSequenceClassification,
         token_classification_class=GatedDeltaNetForTokenClassification,
-        transition="α_i (I - β_i k_i k_i^T) per head, α_i = exp(-a softplus(W_α u_i + b_Δ)), β_i = σ(W_β u_i) or twice that",
+        transition="α_i (I - β_i k_i k_i^T) per head, α_i = exp(-a softplus(W_α u_i + b_Δ)), β_i = σ(W_β u_i)",
         input_matrix="β_i I ⊗ k_i, k_i = W_K u_i of norm 1",
         output_matrix="I ⊗ q_i^T / √n, q_i = W_Q u_i of norm 1",
     )

@@ -3,10 +3,10 @@
     Λ_i = diag(α_i)        B_i = I ⊗ k_i        C_i = I ⊗ q_i^T / √n        D = 0
     α_i = σ(W_2 W_1 u_i + b_α)^{1/τ},  k_i = W_K u_i,  q_i = W_Q u_i
 
-W_2 W_1 has a low rank, and the temperature τ draws α towards 1. The default is the block of the paper: a norm for each
-head, then a SiLU gate.
+W_2 W_1 has a low rank, and the temperature τ draws α towards 1. With `allow_negative_eigenvalues`, Λ_i = diag(2 α_i -
+1). The default is the block of the paper: a norm for each head, then a SiLU gate.
 
-Source: Yang et al. 2023 (arXiv 2312.06635).
+Sources: Yang et al. 2023 (arXiv 2312.06635); for negative eigenvalues of gates, Grazzi et al. 2024 (arXiv 2411.12537).
 """
 
 from typing import ClassVar, Literal
@@ -54,6 +54,8 @@ class GLAConfig(DSFConfig):
     """Rank of the map W_2 W_1 from inputs to decays."""
     decay_temperature: float | int = 16
     """τ: α = σ(·)^{1/τ}, so that a larger one remembers longer."""
+    allow_negative_eigenvalues: bool = False
+    """Whether λ = 2α - 1 instead of α: negative where σ(·) < 2^{-τ}, so take a small τ with it."""
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
@@ -71,11 +73,12 @@ class GLAMixer(DSFMixer):
     def __init__(self, config: GLAConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.decay_temperature = config.decay_temperature
+        self.allow_negative_eigenvalues = config.allow_negative_eigenvalues
         key_width = config.num_heads * config.state_size
         self.split_sizes = [key_width, key_width, config.inner_size]
         self.qkv_proj = nn.Linear(config.hidden_size, sum(self.split_sizes), bias=config.use_bias)
-        self.decay_down_proj = nn.Linear(config.hidden_size, config.decay_rank, bias=False)
-        self.decay_up_proj = nn.Linear(config.decay_rank, key_width, bias=False)
+        self.decay_rank_proj = nn.Linear(config.hidden_size, config.decay_rank, bias=False)
+        self.decay_proj = nn.Linear(config.decay_rank, key_width, bias=False)
         self.decay_bias = nn.Parameter(torch.empty(key_width))
 
     @classmethod
@@ -92,25 +95,35 @@ class GLAMixer(DSFMixer):
         """Set b_α = 0.
 
         Intended spectrum at step 0: α is near (1/2)^{1/τ}, 0.958 with τ = 16: memories of some twenty tokens, from
-        which features and tokens depart as the low-rank map grows.
+        which features and tokens depart as the low-rank map grows. With negative eigenvalues λ is near 2α - 1, 0.915.
         """
         init.zeros_(self.decay_bias)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return q, k, v side by side for the convolution, and W_2 W_1 u (b, t, h·n), which it does not see."""
-        return self.qkv_proj(hidden), self.decay_up_proj(self.decay_down_proj(hidden))
+        return self.qkv_proj(hidden), self.decay_proj(self.decay_rank_proj(hidden))
 
     def system(self, conv_out: Tensor, rest: Tensor) -> DSFSystem:
         """Return Λ_i = diag(α_i), B_i = I ⊗ k_i, C_i = I ⊗ q_i^T / √n."""
         q, k, v = conv_out.split_with_sizes(self.split_sizes, dim=-1)
-        log_decay = F.logsigmoid(rest + self.decay_bias) / self.decay_temperature
         by_head = (self.num_heads, self.state_size)
         return DSFSystem(
             u=v.unflatten(-1, (self.num_heads, self.head_dim)),
             B=k.unflatten(-1, by_head),
             C=q.unflatten(-1, by_head) * self.state_size**-0.5,
-            transition=KeyDiagonal(log_decay.unflatten(-1, by_head)),
+            transition=self._decays((rest + self.decay_bias).unflatten(-1, by_head)),
         )
+
+    def _decays(self, x: Tensor) -> KeyDiagonal:
+        """Return λ = α or 2α - 1 with α = σ(x)^{1/τ}, x (b, t, h, n)."""
+        log_alpha = F.logsigmoid(x) / self.decay_temperature
+        if not self.allow_negative_eigenvalues:
+            return KeyDiagonal(log_alpha)
+        offset = 2 * torch.expm1(log_alpha)  # λ - 1, exact for λ near 1
+        # log |1 + m| = log1p(max(m, -2 - m)); bounded, as the gradient of log |λ| is not where λ passes through 0.
+        smallest = torch.finfo(offset.dtype).eps
+        log_decay = torch.log1p(torch.maximum(offset, -2 - offset).clamp(min=smallest - 1))
+        return KeyDiagonal(log_decay, sign=torch.where(offset < -1, -1.0, 1.0).to(offset.dtype))
 
 
 class GLAModel(DSFModel):
