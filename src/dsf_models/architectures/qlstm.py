@@ -74,7 +74,7 @@ class QLSTMConfig(DSFConfig):
 
     @classmethod
     def minimal(cls, **fields: Any) -> "QLSTMConfig":
-        """Return the strict form of the DSF paper: gates of the mixer's input, no convolution, output gate, expansion."""
+        """Return the strict form of the DSF paper: gates read from the mixer's input, nothing around the system."""
         return cls(**{"expand": 1, "conv_kernel": 0, "gate": "none", "gates_from": "hidden", **fields})
 
     def validate_architecture(self) -> None:
