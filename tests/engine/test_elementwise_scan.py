@@ -9,12 +9,11 @@ from tests.engine.random_systems import Case, assert_outcomes_match, outcome
 
 
 @pytest.mark.parametrize("operation_size", [1, 40, 100, 2**15])
-@pytest.mark.parametrize("length", [1, 5, 6, 7, 12, 31, 36])
-@pytest.mark.parametrize("decay", ["benign", "some_zero"])
-def test_any_number_of_segments_and_blocks(operation_size, length, decay, monkeypatch):
+@pytest.mark.parametrize("length", [1, 6, 7, 36, 40])
+def test_any_number_of_segments_and_blocks(operation_size, length, monkeypatch):
     """Segments of one block, of several, and of a rest that fills none, give what one pass gives."""
     monkeypatch.setattr(elementwise, "OPERATION_SIZE", operation_size)
-    case = Case(structure="elementwise", length=length, decay=decay, signed=True, lengths=(length, length // 2))
+    case = Case(structure="elementwise", length=length, decay="some_zero", signed=True, lengths=(length, length // 2))
     tensors = case.tensors()
     reference = outcome(case, tensors, evaluate_sequential)
     for chunk in (1, 3, 6, 64, None):
