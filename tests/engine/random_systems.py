@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
-from dsf_models.transitions import DeltaRule, KeyDiagonal
+from dsf_models.transitions import DeltaRule, ElementwiseDecay, KeyDiagonal
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
-STRUCTURES = ("scalar", "key_diagonal", "delta_rule", "delta_rule_at_B")
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "delta_rule", "delta_rule_at_B")
 """Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
@@ -45,6 +45,10 @@ class Case:
     lengths: tuple[int, ...] | None = None
     state: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and self.structure == "elementwise":
+            object.__setattr__(self, "states", 1)
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
@@ -80,6 +84,9 @@ class Case:
 
     def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the differentiable parameters of Λ; keys have norm 1, and β reaches both ends of its range."""
+        if self.structure == "elementwise":
+            decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
+            return {"decay": decay * self._sign(decay) if self.signed else decay}
         if self.structure == "key_diagonal":
             groups = self.heads if self.decay_per_head else self.groups_B
             return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
@@ -114,6 +121,8 @@ class Case:
     def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
         if self.decay is None:
             return Identity()
+        if self.structure == "elementwise":
+            return ElementwiseDecay(tensors["decay"])
         log_decay = tensors["log_decay"]
         if self.structure.startswith("delta_rule"):
             return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
@@ -215,7 +224,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
-        # The delta rule takes weights of either sign, and so no normaliser (see above).
-        structure=draw.choice(STRUCTURES[:2] if normalized else STRUCTURES),
+        # Channels that each have their own λ share no normaliser, and the delta rule has weights of either sign.
+        structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
     )
     return replace(case, **fixed)

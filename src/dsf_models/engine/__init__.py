@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DeltaRule, DSFSystemError, Identity, KeyDiagonal, ScalarDecay, Transition
+from ..transitions import (
+    DeltaRule,
+    DSFSystemError,
+    ElementwiseDecay,
+    Identity,
+    KeyDiagonal,
+    ScalarDecay,
+    Transition,
+)
 from .convolution import causal_convolution
 from .delta_rule import evaluate_delta_rule
+from .elementwise import evaluate_elementwise
 from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -31,6 +40,7 @@ MODES = ("recurrent", "chunked", "matrix")
 CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
+    ElementwiseDecay: evaluate_elementwise,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
 }

@@ -12,6 +12,7 @@ from .base import (
     nonzero,
 )
 from .delta_rule import DeltaRule
+from .elementwise import ElementwiseDecay
 from .key_diagonal import KeyDiagonal
 from .scalar import Identity, ScalarDecay
 
@@ -19,6 +20,7 @@ __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
     "DeltaRule",
+    "ElementwiseDecay",
     "Identity",
     "KeyDiagonal",
     "ScalarDecay",
