@@ -29,6 +29,8 @@ __all__ = ["evaluate_chunked_dplr"]
 
 DEFAULT_CHUNK = 32
 """Chunk length c: c + 2n + n²/c products a step and channel, and about 3·c²·n once a call and channel."""
+MANY_STATES = 64
+"""With more states than these a chunk is twice as long."""
 
 
 class _Operators(NamedTuple):
@@ -51,13 +53,13 @@ class _Operators(NamedTuple):
         return _Operators(*(operator.to(dtype) for operator in self))
 
 
-def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int = DEFAULT_CHUNK) -> tuple[Tensor, Tensor]:
+def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Evaluate a system with DPLR Λ and constant B and C chunk by chunk, exactly.
 
     Args:
         system: the system, in the compute dtype.
         state: S_{-1}, (b, h, n, p or p + 1), in the compute dtype.
-        chunk_size: c, made a power of two; shortened to the sequence where that is shorter.
+        chunk_size: c, rounded up to a power of two; shortened to the sequence where that is shorter.
 
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
@@ -67,6 +69,8 @@ def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int = DE
     """
     B_hn, C_hn = (_constant(name, factor, system.num_heads) for name, factor in (("B", system.B), ("C", system.C)))
     length, chunk = system.length, 1
+    if chunk_size is None:
+        chunk_size = DEFAULT_CHUNK if state.shape[2] <= MANY_STATES else 2 * DEFAULT_CHUNK
     while chunk < min(chunk_size, length):
         chunk *= 2
     operators = _operators(system.transition, B_hn, C_hn, chunk).to(state.dtype)

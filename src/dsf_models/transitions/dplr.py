@@ -12,8 +12,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .base import DSFSystemError, Transition
-from .interrupted import Interrupted, scores_by_steps
+from .base import DSFSystemError, Transition, scores_by_recursion
+from .interrupted import Interrupted
 
 __all__ = ["DPLR", "bilinear_dplr", "multiply_pairs"]
 
@@ -26,6 +26,7 @@ class DPLR(Transition):
     """Λ = diag(ρ) - w g^T for all steps, with ρ in conjugate pairs and one real rank-one term per head (S4)."""
 
     name: ClassVar[str] = "dplr"
+    time_invariant: ClassVar[bool] = True
 
     diagonal: Tensor
     """ρ as pairs (Re, Im), (h, n/2, 2): mode k turns and shrinks the states 2k and 2k + 1."""
@@ -51,16 +52,17 @@ class DPLR(Transition):
                 raise DSFSystemError(f"{name} has shape {found}, but u and B ask for {shape}.")
 
     def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
-        """Return ρ * S - w (g^T S), in O(n) a channel."""
-        diagonal, left, right = (x.to(state.dtype) for x in (self.diagonal, self.left, self.right))
-        feedback_bh1p = (right[..., None] * state).sum(-2, keepdim=True)
-        turned = multiply_pairs(diagonal[..., None], state.unflatten(-2, (-1, 2)), dim=-2).flatten(-3, -2)
-        moved = torch.addcmul(turned, left[..., None], feedback_bh1p, value=-1)
+        """Return ρ * S - w (g^T S), in O(n) a channel; in float64: a constant Λ would err alike at every step."""
+        diagonal, left, right = (x.double() for x in (self.diagonal, self.left, self.right))
+        wide = state.double()
+        feedback_bh1p = (right[..., None] * wide).sum(-2, keepdim=True)
+        turned = multiply_pairs(diagonal[..., None], wide.unflatten(-2, (-1, 2)), dim=-2).flatten(-3, -2)
+        moved = torch.addcmul(turned, left[..., None], feedback_bh1p, value=-1).to(state.dtype)
         return state.copy_(moved) if in_place else moved
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
         """Return c_i^T Λ^{i-j} b_j for j <= i: (b, h, 1, t, t)."""
-        return scores_by_steps(self, B_bthn, C_bthn)
+        return scores_by_recursion(self, B_bthn, C_bthn)
 
     def dense(self) -> Tensor:
         """Return Λ as matrices (h, n, n) in float64."""

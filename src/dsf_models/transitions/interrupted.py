@@ -1,7 +1,7 @@
-"""Any structure of Λ with steps where it is replaced: by 0 at document starts, by 1 at pads.
+"""A constant Λ with steps where it is replaced: by 0 at document starts, by 1 at pads.
 
-Structures whose parameters cannot say 0 or 1 at single steps, such as time-invariant ones, become this where documents
-or pads are written into them.
+A time-invariant structure, which cannot say 0 or 1 at single steps, becomes this where documents or pads are written
+into it.
 
 Letters: b batch, t time, h heads, n states per channel, p head width.
 """
@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import DSFSystemError, Transition, broadcasts
+from .base import DSFSystemError, Transition, broadcasts, scores_by_recursion
 
-__all__ = ["Interrupted", "scores_by_steps"]
+__all__ = ["Interrupted"]
 
 
 @dataclass(frozen=True, eq=False)
 class Interrupted(Transition):
-    """Λ_i of `inner`, but 0 where `starts` and 1 where `padded` hold (a pad that is also a start is a pad)."""
+    """Λ of the time-invariant `inner`, but 0 where `starts` and 1 where `padded` hold (a pad that is also a start is a pad)."""
 
     name: ClassVar[str] = "interrupted"
 
     inner: Transition
-    """The structure at all other steps."""
+    """The time-invariant structure at all other steps."""
     starts: Tensor
     """(b|1, t) True where Λ = 0."""
     padded: Tensor
@@ -40,7 +40,7 @@ class Interrupted(Transition):
                 raise DSFSystemError(f"{name} is {mask.dtype} of shape {shape}; give booleans ({batch}|1, {length}).")
 
     def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
-        """Return 0, S or Λ_time(S)."""
+        """Return 0, S or Λ S."""
         starts, padded = (mask[:, time, None, None, None] for mask in (self.starts, self.padded))
         moved = self.inner.step(state, time).masked_fill(starts, 0.0)
         moved = torch.where(padded, state, moved)
@@ -48,7 +48,7 @@ class Interrupted(Transition):
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
         """Return c_i^T Λ_i … Λ_{j+1} b_j for j <= i, zero above the diagonal: (b, h, 1, t, t)."""
-        return scores_by_steps(self, B_bthn, C_bthn)
+        return scores_by_recursion(self, B_bthn, C_bthn)
 
     def blocks(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
         """Return 0, unit matrices or the blocks of `inner`, (b, t, h, p, n, n)."""
@@ -65,18 +65,12 @@ class Interrupted(Transition):
 
     def narrow(self, start: int, length: int) -> Self:
         """Return the structure restricted to `length` steps from `start`."""
-        return replace(
-            self,
-            inner=self.inner.narrow(start, length),
-            starts=self.starts.narrow(1, start, length),
-            padded=self.padded.narrow(1, start, length),
-        )
+        return replace(self, starts=self.starts.narrow(1, start, length), padded=self.padded.narrow(1, start, length))
 
     def pad(self, before: int, after: int, length: int) -> Self:
         """Return the structure of `length` steps with steps of Λ = 1 added at both ends."""
         return replace(
             self,
-            inner=self.inner.pad(before, after, length),
             starts=F.pad(self.starts, (before, after)),
             padded=F.pad(self.padded, (before, after), value=True),
         )
@@ -87,20 +81,3 @@ class Interrupted(Transition):
         new_starts = self.starts if starts is None else self.starts | starts
         # What was a pad before stays one, and what `starts` says holds at the steps that `padded` leaves alone.
         return replace(self, starts=new_starts, padded=new_padded)
-
-
-def scores_by_steps(transition: Transition, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
-    """Return c_i^T Λ_i … Λ_{j+1} b_j for j <= i by carrying every b_j through the steps behind it: (b, h, 1, t, t).
-
-    Args:
-        transition: any structure that acts alike on all channels of a head.
-        B_bthn: b_j at every step, (b, t, h, n).
-        C_bthn: c_i at every step, (b, t, h, n).
-    """
-    length = B_bthn.shape[1]
-    columns, rows = None, []
-    for time, (b_bhn, c_bhn) in enumerate(zip(B_bthn.unbind(1), C_bthn.unbind(1), strict=True)):
-        new = b_bhn[..., None]
-        columns = new if columns is None else torch.cat([transition.step(columns, time), new], dim=-1)
-        rows.append(F.pad((c_bhn[..., None, :] @ columns).squeeze(-2), (0, length - 1 - time)))
-    return torch.stack(rows, dim=2)[:, :, None]
