@@ -9,7 +9,9 @@ with them, and no eigenvector of Λ is ever formed:
 
     Y = K V + R S        S' = Λ^c S + X V        K_ij = c^T Λ^{i-j} b,  R_i = c^T Λ^{i+1},  X_j = Λ^{c-1-j} b
 
-These operators are float64 whatever the inputs are: the feedback cancels most of what the diagonal part says.
+These operators are float64 whatever the inputs are: the feedback cancels most of what the diagonal part says. So is the
+recurrence from chunk to chunk, where a rounded Λ^c would err alike every time. Inputs and states are rows, (…, c) and
+(…, n): batches of products with tall matrices of few columns are several times slower.
 
 Letters: b batch, k chunks, c chunk length (i rows, j columns), h heads, n states, m = n/2 modes, p head width.
 
@@ -34,23 +36,20 @@ MANY_STATES = 64
 
 
 class _Operators(NamedTuple):
-    """What one chunk does, for each head: see the module."""
+    """What one chunk does, for each head, in float64: see the module."""
 
     kernel: Tensor
     """c^T Λ^j b, (h, c)."""
     read: Tensor
     """Rows c^T Λ^{i+1}, (h, c, n)."""
     write: Tensor
-    """Rows Λ^j b, (h, c, n)."""
+    """Rows Λ^{c-1-j} b, (h, c, n)."""
     feedback: Tensor
     """Rows g^T Λ^i, (h, c, n): f from the state in front of the chunk."""
     push: Tensor
-    """Rows ρ^j * w, (h, c, n)."""
+    """Rows ρ^{c-1-j} * w, (h, c, n): what f does to the state behind the chunk, less."""
     powers: Tensor
     """ρ^0 … ρ^c as pairs, (h, c + 1, m, 2)."""
-
-    def to(self, dtype: torch.dtype) -> "_Operators":
-        return _Operators(*(operator.to(dtype) for operator in self))
 
 
 def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -73,17 +72,19 @@ def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int | No
         chunk_size = DEFAULT_CHUNK if state.shape[2] <= MANY_STATES else 2 * DEFAULT_CHUNK
     while chunk < min(chunk_size, length):
         chunk *= 2
-    operators = _operators(system.transition, B_hn, C_hn, chunk).to(state.dtype)
-    V = F.pad(system.drive(), (0, 0, 0, 0, 0, -length % chunk)).unflatten(1, (-1, chunk)).permute(3, 2, 0, 1, 4)
-    starts = None
+    operators = _operators(system.transition, B_hn, C_hn, chunk)
+    V_hbkpc = F.pad(system.drive(), (0, 0, 0, 0, 0, -length % chunk)).unflatten(1, (-1, chunk)).permute(3, 0, 1, 4, 2)
+    starts_bkc = None
     if system.starts is not None:
-        starts = F.pad(system.starts, (0, -length % chunk)).unflatten(1, (-1, chunk))
-    before = _carry(operators, V, starts, state.permute(1, 2, 0, 3))
-    raw = _inside(operators.kernel, V, starts) + _from_state(operators.read, before, starts)
-    lengths = torch.full_like(V[0, 0, :, 0, 0], length, dtype=torch.long) if system.lengths is None else system.lengths
-    last = _last_state(operators, V, starts, before, lengths)
-    raw_bthp = raw.permute(2, 3, 1, 0, 4).flatten(1, 2)[:, :length]
-    return system.read(raw_bthp), last.permute(2, 0, 1, 3)
+        starts_bkc = F.pad(system.starts, (0, -length % chunk)).unflatten(1, (-1, chunk))
+    before_hbkpn = _carry(operators, V_hbkpc, starts_bkc, state.permute(1, 0, 3, 2))
+    raw_hbkpc = _inside(operators.kernel.to(state.dtype), V_hbkpc, starts_bkc)
+    raw_hbkpc = raw_hbkpc + _from_state(operators.read.to(state.dtype), before_hbkpn, starts_bkc)
+    lengths = system.lengths
+    if lengths is None:
+        lengths = torch.full(V_hbkpc.shape[1:2], length, device=V_hbkpc.device)
+    last_hbpn = _last_state(operators, V_hbkpc, starts_bkc, before_hbkpn, lengths)
+    return system.read(raw_hbkpc.permute(1, 2, 4, 0, 3).flatten(1, 2)[:, :length]), last_hbpn.permute(1, 0, 3, 2)
 
 
 def _constant(name: str, factor: Tensor, num_heads: int) -> Tensor:
@@ -107,9 +108,9 @@ def _operators(transition: DPLR, B_hn: Tensor, C_hn: Tensor, chunk: int) -> _Ope
     """
     transition, B_hn, C_hn = transition.to(torch.float64), B_hn.double(), C_hn.double()
     powers = _powers(transition.diagonal, chunk)
-    steps, turned_back = powers[:, :-1], powers * powers.new_tensor([1.0, -1.0])
+    turned_back = powers * powers.new_tensor([1.0, -1.0])
     gain = _turn(turned_back[:, :-1], transition.right)
-    push, added = _turn(steps, transition.left), _turn(steps, B_hn)
+    push, added = _turn(powers[:, :-1], transition.left), _turn(powers[:, :-1], B_hn)
     loop = F.pad((gain @ transition.left[..., None]).squeeze(-1), (1, -1))
     heard = F.pad(gain @ B_hn[..., None], (0, 0, 1, -1))
     # The diagonal of ones is implied.
@@ -121,9 +122,9 @@ def _operators(transition: DPLR, B_hn: Tensor, C_hn: Tensor, chunk: int) -> _Ope
     return _Operators(
         kernel=(added @ C_hn[..., None] - seen @ impulse).squeeze(-1),
         read=_turn(turned_back[:, 1:], C_hn) - seen @ feedback,
-        write=added - _toeplitz(impulse.squeeze(-1)) @ push,
+        write=(added - _toeplitz(impulse.squeeze(-1)) @ push).flip(1),
         feedback=feedback,
-        push=push,
+        push=push.flip(1),
         powers=powers,
     )
 
@@ -158,55 +159,83 @@ def _carry(operators: _Operators, V: Tensor, starts: Tensor | None, state: Tenso
 
     Args:
         operators: those of a chunk.
-        V: inputs (h, c, b, k, p).
+        V: inputs (h, b, k, p, c).
         starts: (b, k, c) or None.
-        state: (h, n, b, p).
+        state: (h, b, p, n).
 
     Returns:
-        The states before each chunk, (h, n, b, k, p).
+        The states before each chunk, (h, b, k, p, n).
     """
-    batch, chunks, width = V.shape[2:]
-    cut = None
+    dtype, cut_kbpn = state.dtype, None
     if starts is not None:
-        # An input lives on to the end of its chunk unless a document starts behind it.
-        later = F.pad(starts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0, (0, 1))
-        V = V.masked_fill(later.permute(2, 0, 1)[None, ..., None], 0.0)
-        cut = starts.any(-1)
-    n = state.shape[1]
-    added = operators.write.flip(1).mT @ V.flatten(2)
-    added = added.unflatten(2, (batch, chunks, width)).transpose(2, 3).flatten(3).unbind(2)
-    power = _chunk_power(operators)
-    state, before = state.flatten(2), []
-    for index in range(chunks):
-        before.append(state)
-        if cut is not None:
-            lost = cut[:, index, None].expand(-1, width).flatten()
-            state = state.masked_fill(lost, 0.0)
-        state = torch.baddbmm(added[index], power, state)
-    return torch.stack(before, dim=2).view(-1, n, chunks, batch, width).transpose(2, 3)
+        V = V.masked_fill(_behind(starts)[:, :, None], 0.0)
+        cut_kbpn = starts.any(-1).mT[..., None, None]
+    added_hbkpn = (V.flatten(1, 3) @ operators.write.to(dtype)).double().unflatten(1, V.shape[1:4])
+    before_khbpn = _Scan.apply(state.double(), added_hbkpn.movedim(2, 0), _transposed_power(operators), cut_kbpn)
+    return before_khbpn.to(dtype).movedim(0, 2)
 
 
-def _chunk_power(operators: _Operators) -> Tensor:
-    """Return Λ^c, (h, n, n): the diagonal's power, less what the feedback pushes through it."""
+class _Scan(torch.autograd.Function):
+    """The states before each chunk, S_{k+1} = S_k P + X_k, forgetting S_k where a document starts in chunk k.
+
+    One product gives the gradient of P, where recording every step would add up a matrix P's size a chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        state_hbpn: Tensor,
+        added_khbpn: Tensor,
+        power_hnn: Tensor,
+        cut_kbpn: Tensor | None,
+    ) -> Tensor:
+        before = [state_hbpn]
+        for index in range(added_khbpn.shape[0] - 1):
+            kept = before[-1] if cut_kbpn is None else before[-1].masked_fill(cut_kbpn[index], 0.0)
+            before.append(torch.baddbmm(added_khbpn[index].flatten(1, 2), kept.flatten(1, 2), power_hnn).view_as(kept))
+        before_khbpn = torch.stack(before)
+        ctx.save_for_backward(before_khbpn, power_hnn, cut_kbpn)
+        return before_khbpn
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_khbpn: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        before, power, cut = ctx.saved_tensors
+        total = [grad_khbpn[-1]]
+        for index in range(grad_khbpn.shape[0] - 2, -1, -1):
+            through = (total[-1].flatten(1, 2) @ power.mT).view_as(total[-1])
+            total.append(grad_khbpn[index] + (through if cut is None else through.masked_fill(cut[index], 0.0)))
+        total_khbpn = torch.stack(total[::-1])
+        later = torch.cat([total_khbpn[1:], torch.zeros_like(total_khbpn[:1])])
+        kept = before if cut is None else before.masked_fill(cut[:, None], 0.0)
+        rows, columns = (x.movedim(0, 1).flatten(1, 3) for x in (kept, later))
+        return total_khbpn[0], later, rows.mT @ columns, None
+
+
+def _transposed_power(operators: _Operators) -> Tensor:
+    """Return the transpose of Λ^c, (h, n, n): the diagonal's power, less what the feedback pushes through it."""
+    last = operators.powers[:, -1] * operators.powers.new_tensor([1.0, -1.0])
     n = operators.push.shape[-1]
-    eye_mn = torch.eye(n, dtype=operators.push.dtype, device=operators.push.device).unflatten(0, (-1, 2))
-    turned = multiply_pairs(operators.powers[:, -1, ..., None], eye_mn, dim=-2).flatten(-3, -2)
-    return turned - operators.push.flip(1).mT @ operators.feedback
+    eye_mn = torch.eye(n, dtype=last.dtype, device=last.device).unflatten(0, (-1, 2))
+    turned = multiply_pairs(last[..., None], eye_mn, dim=-2).flatten(-3, -2)
+    return turned - operators.feedback.mT @ operators.push
+
+
+def _behind(starts: Tensor) -> Tensor:
+    """Return True where a document starts at a later place of the last dimension, (…, c)."""
+    return F.pad(starts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0, (0, 1))
 
 
 def _from_state(read: Tensor, before: Tensor, starts: Tensor | None) -> Tensor:
-    """Return what the states before the chunks (h, n, b, k, p) give to the outputs, R S: (h, c, b, k, p)."""
-    given = (read @ before.flatten(2)).unflatten(2, before.shape[2:])
-    if starts is None:
-        return given
-    forgotten = starts.cumsum(-1) > 0
-    return given.masked_fill(forgotten.permute(2, 0, 1)[None, ..., None], 0.0)
+    """Return what the states before the chunks (h, b, k, p, n) give to the outputs, R S: (h, b, k, p, c)."""
+    given = (before.flatten(1, 3) @ read.mT).unflatten(1, before.shape[1:4])
+    return given if starts is None else given.masked_fill((starts.cumsum(-1) > 0)[:, :, None], 0.0)
 
 
 def _inside(kernel: Tensor, V: Tensor, starts: Tensor | None) -> Tensor:
-    """Convolve within the chunks, and within the documents in them: K V, (h, c, b, k, p)."""
+    """Convolve within the chunks, and within the documents in them, K V: (h, b, k, p, c)."""
     if starts is None:
-        return (_toeplitz(kernel) @ V.flatten(2)).unflatten(2, V.shape[2:])
+        return (V.flatten(1, 3) @ _toeplitz(kernel).mT).unflatten(1, V.shape[1:4])
     return _inside_documents(kernel, V, starts)
 
 
@@ -216,45 +245,44 @@ def _inside_documents(kernel: Tensor, V: Tensor, starts: Tensor) -> Tensor:
     What passes from step j of the first half to step i of the second meets no start iff none lies behind j in the first
     half and none up to i in the second.
     """
-    chunk = kernel.shape[1]
-    y = kernel[:, 0, None, None, None, None] * V
-    half = 1
+    chunk, half = kernel.shape[1], 1
+    y = kernel[:, None, None, None, :1] * V
     while half < chunk:
-        halves = starts.permute(2, 0, 1).unflatten(0, (-1, 2, half))
-        later = F.pad(halves[:, 0].flip(1).cumsum(1).flip(1)[:, 1:] > 0, (0, 0, 0, 0, 0, 1))
-        reached = (halves[:, 1].cumsum(1) > 0)[None, ..., None]
-        first = V.unflatten(1, (-1, 2, half))[:, :, 0].masked_fill(later[None, ..., None], 0.0)
-        # Row i and column j hold K_{half + i - j}.
-        block = kernel[:, 1 : 2 * half].unfold(1, half, 1).flip(2)
-        passed = (block[:, None] @ first.flatten(3)).unflatten(3, first.shape[3:]).masked_fill(reached, 0.0)
-        y = y + torch.stack([torch.zeros_like(passed), passed], dim=2).flatten(1, 3)
+        first, second = starts.unflatten(-1, (-1, 2, half))[:, :, None].unbind(-2)
+        heard = V.unflatten(-1, (-1, 2, half))[..., 0, :].masked_fill(_behind(first), 0.0)
+        if half == 1:  # A product of one column: its gradient would be one long dot product, summed up carelessly.
+            passed = heard * kernel[:, 1, None, None, None, None, None]
+        else:  # Column i and row j hold K_{half + i - j}.
+            block = kernel[:, 1 : 2 * half].unfold(1, half, 1).flip(2).mT
+            passed = (heard.flatten(1, 4) @ block).view_as(heard)
+        passed = passed.masked_fill(second.cumsum(-1) > 0, 0.0)
+        y = y + F.pad(passed, (half, 0)).flatten(-2)
         half *= 2
     return y
 
 
 def _last_state(operators: _Operators, V: Tensor, starts: Tensor | None, before: Tensor, lengths: Tensor) -> Tensor:
-    """Return the state at each row's last real token, r <= c steps into one of the chunks: (h, n, b, p).
+    """Return the state at each row's last real token, r <= c steps into one of the chunks: (h, b, p, n).
 
     Inputs and feedback of the r steps are moved to the end of a chunk, where they meet the last rows of its operators.
     """
-    chunk, chunks = V.shape[1], V.shape[3]
+    chunk, chunks, dtype = V.shape[-1], V.shape[2], V.dtype
     index = (lengths // chunk).clamp(max=chunks - 1)
     rest = lengths - index * chunk
     rows = torch.arange(lengths.shape[0], device=V.device)
-    V, state = V.movedim(3, 2)[:, :, index, rows], before.movedim(3, 2)[:, :, index, rows]
-    # Step `source` of the chunk stands at each place, negative where there is none.
-    source = torch.arange(chunk, device=V.device)[:, None] - (chunk - rest)
-    absent = source < 0
+    V_hbpc, state_hbpn = V[:, rows, index], before[:, rows, index]
+    # The step that comes to each place; negative where none does.
+    source_bc = torch.arange(chunk, device=V.device) - (chunk - rest)[:, None]
+    place_bc = source_bc.clamp(min=0)
+    absent_bc = source_bc < 0
     if starts is not None:
-        started = starts[rows, index].mT
-        moved = started.gather(0, source.clamp(min=0)) & ~absent
-        state = state.masked_fill(moved.any(0)[:, None], 0.0)
-        absent = absent | F.pad(moved.flip(0).cumsum(0).flip(0)[1:] > 0, (0, 0, 0, 1))
-    feedback = (operators.feedback @ state.flatten(2)).unflatten(2, state.shape[2:])
-    place = source.clamp(min=0)[None, ..., None].expand_as(V)
-    V = V.gather(1, place).masked_fill(absent[..., None], 0.0)
-    feedback = feedback.gather(1, place).masked_fill((source < 0)[..., None], 0.0)
-    turn = operators.powers[:, rest].movedim(1, -1)[..., None]
-    turned = multiply_pairs(turn, state.unflatten(1, (-1, 2)), dim=2).flatten(1, 2)
-    moved = operators.write.flip(1).mT @ V.flatten(2) - operators.push.flip(1).mT @ feedback.flatten(2)
-    return turned + moved.unflatten(2, state.shape[2:])
+        moved_bc = starts[rows, index].gather(1, place_bc) & ~absent_bc
+        state_hbpn = state_hbpn.masked_fill(moved_bc.any(1)[:, None, None], 0.0)
+        absent_bc = absent_bc | _behind(moved_bc)
+    place = place_bc[:, None].expand_as(V_hbpc)
+    V_hbpc = V_hbpc.gather(-1, place).masked_fill(absent_bc[:, None], 0.0)
+    feedback_hbpc = (state_hbpn.flatten(1, 2) @ operators.feedback.mT.to(dtype)).view_as(V_hbpc).gather(-1, place)
+    feedback_hbpc = feedback_hbpc.masked_fill((source_bc < 0)[:, None], 0.0)
+    turned = multiply_pairs(operators.powers[:, rest, None].to(dtype), state_hbpn.unflatten(-1, (-1, 2))).flatten(-2)
+    added = V_hbpc.flatten(1, 2) @ operators.write.to(dtype) - feedback_hbpc.flatten(1, 2) @ operators.push.to(dtype)
+    return turned + added.view_as(turned)

@@ -20,7 +20,7 @@ __all__ = ["Interrupted"]
 
 @dataclass(frozen=True, eq=False)
 class Interrupted(Transition):
-    """Λ of the time-invariant `inner`, but 0 where `starts` and 1 where `padded` hold (a pad that is also a start is a pad)."""
+    """Λ of the time-invariant `inner`, but 0 where `starts` and 1 where `padded` hold; pads come first."""
 
     name: ClassVar[str] = "interrupted"
 
