@@ -105,8 +105,8 @@ class S4Mixer(DSFMixer):
         """Set A and b to HiPPO-LegS; draw c from a complex normal and Δ log-uniformly; D = 1.
 
         Intended spectrum at step 0: A has the eigenvalues -1 … -n, so that λ = (1 - Δk/2) / (1 + Δk/2) for k = 1 … n:
-        with the defaults 0.905 to 0.999 for k = 1, and -0.52 to 0.938 for k = 64. From 16 states on these λ cannot be
-        computed: see `DPLR.eigenvalues`.
+        with the defaults 0.905 to 0.999 for k = 1, and -0.52 to 0.938 for k = 64. More than 8 states are too
+        many to compute λ from float32 parameters: see `DPLR.eigenvalues`.
         """
         config = self.config
         frequencies, P = hippo_legs_modes(config.state_size)
@@ -124,9 +124,9 @@ class S4Mixer(DSFMixer):
         return self.in_proj(hidden), None
 
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
-        """Return the discretised constant system of each channel, worked out in float64."""
+        """Return the discretised constant system of each channel, its Λ in float64."""
         poles = torch.stack([self.Lambda_re.clamp(max=SLOWEST), self.Lambda_im], dim=-1)
-        transition, B_hn = bilinear_dplr(*(x.double() for x in (poles, self.P, self.B)), self.log_step.double().exp())
+        transition, B_hn = bilinear_dplr(poles, self.P, self.B, self.log_step.exp())
         C_hn = (self.C * self.C.new_tensor([2.0, -2.0])).flatten(1)
         return DSFSystem(
             u=conv_out[..., None],
