@@ -87,6 +87,17 @@ def test_a_step_may_overwrite_its_state():
     assert torch.equal(state, expected)
 
 
+@pytest.mark.parametrize("length", [1, 2, 11])
+def test_the_orbit_of_a_state_is_its_steps(length):
+    transition, B_hn = legs(16, 0.05)
+    state, expected = B_hn[None, ..., None], []
+    moved = state
+    for _ in range(length):
+        expected.append(moved)
+        moved = transition.step(moved, 0)
+    torch.testing.assert_close(transition.orbit(state, length), torch.stack(expected, dim=1), rtol=0, atol=1e-13)
+
+
 # ---- HiPPO-LegS -----------------------------------------------------------------------------------------------------
 
 

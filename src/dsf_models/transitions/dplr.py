@@ -66,6 +66,14 @@ class DPLR(Transition):
         """Return c_i^T Λ^{i-j} b_j for j <= i: (b, h, 1, t, t)."""
         return scores_by_recursion(self, B_bthn, C_bthn)
 
+    def orbit(self, state: Tensor, length: int) -> Tensor:
+        """Return Λ^e S for e = 0 … length - 1 by doubling, from S (b|1, h, n, p): (b|1, length, h, n, p)."""
+        power, states = self.dense(), state.double()[:, None]
+        while states.shape[1] < length:
+            states = torch.cat([states, power @ states], dim=1)
+            power = power @ power
+        return states[:, :length].to(state.dtype)
+
     def dense(self) -> Tensor:
         """Return Λ as matrices (h, n, n) in float64."""
         diagonal, left, right = (x.double() for x in (self.diagonal, self.left, self.right))
