@@ -60,7 +60,7 @@ _VARIANTS = {
         "hidden_act": "relu",
     },
 }
-_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2}
+_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2, "reversed_sigmoid": True}
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
 
 

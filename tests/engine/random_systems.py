@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
-from dsf_models.transitions import DPLR, multiply_pairs
+from dsf_models.transitions import DPLR, ElementwiseDecay, multiply_pairs
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
-STRUCTURES = ("scalar", "dplr")
+STRUCTURES = ("scalar", "elementwise", "dplr")
 """Structures of Λ with decays."""
 CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
@@ -47,6 +47,8 @@ class Case:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.decay is not None and self.structure == "elementwise":
+            object.__setattr__(self, "states", 1)
         if self.decay is not None and self.structure == "dplr":
             # Pairs of states, and B and C that its kernel takes.
             object.__setattr__(self, "states", self.states + self.states % 2)
@@ -84,6 +86,9 @@ class Case:
 
     def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the differentiable parameters of Λ."""
+        if self.structure == "elementwise":
+            decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
+            return {"decay": decay * self._sign(decay) if self.signed else decay}
         if self.structure == "dplr":
             return _dplr_tensors(self.decay, self.heads, self.states, generator)
         shape = (*lead, self.heads if self.decay_per_head else 1)
@@ -110,6 +115,8 @@ class Case:
     def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
         if self.decay is None:
             return Identity()
+        if self.structure == "elementwise":
+            return ElementwiseDecay(tensors["decay"])
         if self.structure == "dplr":
             return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
         return ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
@@ -130,7 +137,7 @@ class Case:
 
 def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    even = (torch.arange(shape[1]) % 2 == 0).view(1, -1, *[1] * (len(shape) - 2))
     benign = -1.5 * uniform - 0.01
     return {
         "benign": benign,
@@ -225,7 +232,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
-        # DPLR takes weights of either sign, and so no normaliser (see above).
+        # Channels that each have their own λ share no normaliser; DPLR takes weights of either sign, and so has none.
         structure="scalar" if normalized else draw.choice(STRUCTURES),
     )
     return replace(case, **fixed)

@@ -11,6 +11,7 @@ from tests.engine.random_systems import Case, assert_outcomes_match, outcome
 
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
+    "elementwise": Case(structure="elementwise", D=1, input_gain=4, signed=True, starts=(0, 3), lengths=(11, 6)),
     "identity": Case(decay=None, normalized=True),
     "dplr": Case(structure="dplr", D=1, output_gain=4),
     "dplr, documents and pads": Case(structure="dplr", starts=(0, 3), lengths=(11, 6)),

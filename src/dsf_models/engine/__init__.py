@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DPLR, DSFSystemError, Identity, ScalarDecay, Transition
+from ..transitions import DPLR, DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
 from .dplr import evaluate_chunked_dplr
+from .elementwise import evaluate_elementwise
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
@@ -27,7 +28,12 @@ __all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate
 
 MODES = ("recurrent", "chunked", "matrix")
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked, DPLR: evaluate_chunked_dplr}
+CHUNKED_KERNELS = {
+    Identity: evaluate_chunked,
+    ScalarDecay: evaluate_chunked,
+    ElementwiseDecay: evaluate_elementwise,
+    DPLR: evaluate_chunked_dplr,
+}
 """The chunked kernel of each structure of Λ."""
 
 

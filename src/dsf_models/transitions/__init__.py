@@ -12,6 +12,7 @@ from .base import (
     nonzero,
 )
 from .dplr import DPLR, bilinear_dplr, multiply_pairs
+from .elementwise import ElementwiseDecay
 from .hippo import hippo_legs, hippo_legs_modes
 from .interrupted import Interrupted
 from .scalar import Identity, ScalarDecay
@@ -20,6 +21,7 @@ __all__ = [
     "DPLR",
     "LOG_ZERO",
     "DSFSystemError",
+    "ElementwiseDecay",
     "Identity",
     "Interrupted",
     "ScalarDecay",
