@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import (
+    DPLR,
     DeltaRule,
     DSFSystemError,
     ElementwiseDecay,
@@ -26,6 +27,7 @@ from ..transitions import (
 )
 from .convolution import causal_convolution
 from .delta_rule import evaluate_delta_rule
+from .dplr import evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
@@ -43,6 +45,7 @@ CHUNKED_KERNELS = {
     ElementwiseDecay: evaluate_elementwise,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
+    DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
 
