@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential, initial_state, modes_of
-from tests.engine.random_systems import CONSTANT, Case, assert_outcomes_match, outcome, random_case
+from tests.engine.random_systems import CONSTANT_FACTORS, Case, assert_outcomes_match, outcome, random_case
 
 segments = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([*MODES, "convolution"])), min_size=1, max_size=6)
 
@@ -40,13 +40,21 @@ def test_any_cut_is_one_pass(seed, plan):
     assert_outcomes_match(outcome(case, tensors, in_segments(plan)), reference, 1e-10, floor)
 
 
-ROTATION = {"rotation": "complex", "D": 1, "input_gain": 3}
-MAPS = {"rotation": "complex", "maps": True, "heads": 1, "D": 2}
-KINDS = [{"D": 1, "input_gain": 3, "signed": True}, {"decay": None, "normalized": True}, ROTATION, MAPS]
-CONSTANT_KINDS = [ROTATION | {"broadcasts": CONSTANT}, ROTATION, MAPS]
+ROTATION = {"structure": "rotation", "D": 1, "input_gain": 3}
+MAPS = {"structure": "rotation", "maps": True, "heads": 1, "D": 2}
+CONSTANT_KINDS = [ROTATION | {"broadcasts": CONSTANT_FACTORS}, ROTATION, MAPS]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"D": 1, "input_gain": 3, "signed": True},
+        {"structure": "elementwise", "signed": True},
+        {"decay": None, "normalized": True},
+        ROTATION,
+        MAPS,
+    ],
+)
 def test_decoding_token_by_token_is_one_pass(kind):
     case = Case(**kind)
     tensors = case.tensors()
@@ -121,7 +129,15 @@ def test_documents_and_pads_of_constant_systems(mode, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [{"signed": True}, {"decay": None}, {"decay": None, "normalized": True}, ROTATION, MAPS]
+    "kind",
+    [
+        {"signed": True},
+        {"structure": "elementwise"},
+        {"decay": None},
+        {"decay": None, "normalized": True},
+        ROTATION,
+        MAPS,
+    ],
 )
 def test_a_state_given_away_is_overwritten_with_the_same_result(kind):
     case = Case(**{"length": 3, "D": 1, "input_gain": None if "maps" in kind else 3} | kind)

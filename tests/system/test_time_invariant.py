@@ -8,12 +8,18 @@ import torch
 
 from dsf_models.engine import evaluate, evaluate_sequential, modes_of
 from dsf_models.system import DSFSystem, DSFSystemError, Identity, Rotation, ScalarDecay, apply_transfer_matrix
-from tests.engine.random_systems import CONSTANT, Case, relative_error
+from tests.engine.random_systems import CONSTANT_FACTORS, Case, relative_error
 
-FACTORS = {"rotation": "complex", "broadcasts": (*CONSTANT, "gain time"), "D": 2, "input_gain": 4, "output_gain": 3}
-MAPS = {"rotation": "complex", "maps": True, "heads": 1, "width": 3, "D": 2}
-REAL = {"rotation": "real", "broadcasts": CONSTANT, "signed": True, "D": 1}
-SCALAR = {"broadcasts": (*CONSTANT, "decay time"), "signed": True, "D": 1}
+FACTORS = {
+    "structure": "rotation",
+    "broadcasts": (*CONSTANT_FACTORS, "gain time"),
+    "D": 2,
+    "input_gain": 4,
+    "output_gain": 3,
+}
+MAPS = {"structure": "rotation", "maps": True, "heads": 1, "width": 3, "D": 2}
+REAL = {"structure": "real_rotation", "broadcasts": CONSTANT_FACTORS, "signed": True, "D": 1}
+SCALAR = {"broadcasts": (*CONSTANT_FACTORS, "decay time"), "signed": True, "D": 1}
 KINDS = {"factors": FACTORS, "maps": MAPS, "real": REAL, "scalar": SCALAR}
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
@@ -39,7 +45,7 @@ def pairs(system):
 
 def test_kernel_is_a_sum_of_decaying_cosines():
     """K_t = Σ_k |w_k| ρ_k^t cos(ω_k t + arg w_k) + D δ_t0 with w_k = C_k B_k."""
-    system = built(**MAPS, length=1, states=5)
+    system = built(**MAPS, length=1, states=10)
     C, B, eigenvalues = pairs(system)
     w = torch.einsum("em,mf->efm", C, B)
     t = torch.arange(500, dtype=torch.float64)
@@ -129,8 +135,8 @@ def test_constant_systems_have_a_toeplitz_phi(kind):
         FACTORS | {"broadcasts": ("B time", "C time")},
         FACTORS | {"broadcasts": ("B time", "gain time")},
         FACTORS | {"broadcasts": ("C time", "gain time")},
-        SCALAR | {"broadcasts": CONSTANT},
-        {"decay": None, "broadcasts": CONSTANT, "normalized": True},
+        SCALAR | {"broadcasts": CONSTANT_FACTORS},
+        {"decay": None, "broadcasts": CONSTANT_FACTORS, "normalized": True},
     ],
 )
 def test_varying_systems_have_none_and_no_kernel(varying):
@@ -226,16 +232,6 @@ def maps(**changes):
 def test_maps_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(DSFSystemError, match=message):
         maps(**changes)
-
-
-def test_masks_belong_to_the_system():
-    with pytest.raises(DSFSystemError, match="give it starts and lengths"):
-        DSFSystem(
-            u=ONES,
-            B=torch.ones(1, 1, 1, 4),
-            C=torch.ones(1, 1, 1, 4),
-            transition=LAMBDA.mask(torch.ones(2, 5).bool(), None),
-        )
 
 
 def test_constants_may_be_more_precise_than_half_precision_inputs():

@@ -43,7 +43,7 @@ class LRUConfig(DSFConfig):
     """Configuration of the LRU; see `DSFConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_lru"
-    uses_heads: ClassVar[bool] = False
+    fixed_fields: ClassVar[dict[str, int]] = {"num_heads": 1}
 
     num_heads: int = 1
     """Always 1: all channels drive all states."""

@@ -38,6 +38,8 @@ class DSFMixer(nn.Module):
     """Whether the output norm comes before the gate."""
     time_invariant: ClassVar[bool] = False
     """Whether Λ, B and C are the same at every step, whatever the input."""
+    uses_positions: ClassVar[bool] = False
+    """Whether the mixer needs the layout's positions, so that the model counts them where they are not given."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
     released_zeros: ClassVar[tuple[str, ...]] = ()
