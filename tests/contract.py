@@ -64,7 +64,12 @@ _VARIANTS = {
         "hidden_act": "relu",
     },
 }
-_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2}
+_OF_SOME = {
+    "n_groups": 2,
+    "num_key_value_heads": 2,
+    "reversed_sigmoid": True,
+    "allow_negative_eigenvalues": True,
+}
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
 
 
@@ -72,17 +77,16 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     """Return the fields of every small configuration of an architecture."""
     config_class = get_architecture(name).config_class
     own = {field: value for field, value in _OF_SOME.items() if field in config_class.__dataclass_fields__}
-    found = {case: _SMALL | fields for case, fields in _VARIANTS.items()}
+    small = _SMALL | config_class.fixed_fields
+    found = {case: small | fields for case, fields in _VARIANTS.items()}
     found["full"] |= own
     if config_class.uses_rope:
-        found["rope"] = _SMALL | own | {"position_embedding": "rope", "conv_kernel": 3}
-        found["rope_bare"] = _SMALL | own | {"position_embedding": "rope"}
+        found["rope"] = small | own | {"position_embedding": "rope", "conv_kernel": 3}
+        found["rope_bare"] = small | own | {"position_embedding": "rope"}
     if issubclass(config_class, TimeInvariantConfig):
-        found["windowed"] = _SMALL | {"window": 3, "channel_mixer": "geglu"}
+        found["windowed"] = small | {"window": 3, "channel_mixer": "geglu"}
     if hasattr(config_class, "minimal"):
-        found["minimal"] = _SMALL | {"num_heads": 1}
-    if not config_class.uses_heads:
-        found = {case: fields | {"num_heads": 1} for case, fields in found.items()}
+        found["minimal"] = small | {"num_heads": 1}
     return found
 
 

@@ -180,6 +180,11 @@ class DSFSystem:
                 f"input_gain has shape {tuple(self.input_gain.shape)}, but a normalized system has one normaliser a "
                 f"head: give one gain a head, ({batch}|1, {length}|1, {num_heads}), or multiply it into u."
             )
+        if self.normalized and self.transition.per_channel:
+            raise DSFSystemError(
+                f"normalized is True, but Λ of structure {self.transition.name!r} differs between the channels of a "
+                "head, which share one normaliser: leave normalized out."
+            )
 
     def _check_maps(self) -> None:
         d, names = self.u.shape[3], ("input_map", "output_map")

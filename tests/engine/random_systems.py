@@ -6,15 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dsf_models.system import DSFSystem, Identity, Rotation, ScalarDecay, Transition
+from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
+from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, KeyDiagonal, Rotation, multiply_pairs
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "dplr", "delta_rule", "delta_rule_at_B")
+"""Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
+ROTATIONS = ("rotation", "real_rotation")
+"""Constant eigenvalues, complex and real: their radii are drawn like decays."""
 RADII = (*DECAYS, "unit")
 """Constant Λ may keep |λ| = 1 for ever."""
-CONSTANT = ("B batch", "B time", "C batch", "C time")
+CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
 Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
@@ -31,13 +37,12 @@ class Case:
     groups_C: int = 2
     states: int = 3
     width: int = 2
+    structure: str = "scalar"
+    maps: bool = False
+    """Whether dense maps stand in place of B and C (one head; constant Λ alone)."""
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
-    rotation: str | None = None
-    """None, or constant Λ with "complex" (pairs of states) or "real" eigenvalues; `decay` then draws their radii."""
-    maps: bool = False
-    """Whether dense maps stand in place of B and C (one head; with `rotation` alone)."""
     broadcasts: tuple[str, ...] = ()
     normalized: bool = False
     D: int | None = None
@@ -48,10 +53,14 @@ class Case:
     state: bool = True
     seed: int = 0
 
-    @property
-    def states_of_a_channel(self) -> int:
-        """Number of states n: two for each complex eigenvalue. With maps, of all channels together."""
-        return self.states * (2 if self.rotation == "complex" else 1)
+    def __post_init__(self) -> None:
+        if self.decay is not None and self.structure == "elementwise":
+            object.__setattr__(self, "states", 1)
+        if self.decay is not None and self.structure in ("dplr", "rotation"):
+            object.__setattr__(self, "states", self.states + self.states % 2)
+        if self.decay is not None and self.structure == "dplr":
+            # What its kernel takes.
+            object.__setattr__(self, "broadcasts", (*self.broadcasts, *CONSTANT_FACTORS))
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
@@ -65,21 +74,17 @@ class Case:
 
         weights = positive if self.normalized else normal
         lead = {name: self._lead(name) for name in ("B", "C", "gain", "decay")}
-        heads, width, n = self.heads, self.width, self.states_of_a_channel
+        heads, width = self.heads, self.width
         tensors = {"u": normal(self.batch, self.length, heads, width)}
         if self.maps:
-            tensors |= {"input_map": normal(n, width), "output_map": normal(width, n)}
+            tensors |= {"input_map": normal(self.states, width), "output_map": normal(width, self.states)}
         else:
-            tensors["B"] = weights(*lead["B"], self.groups_B, n)
-            tensors["C"] = weights(*lead["C"], self.groups_C, n)
-        if self.rotation is not None:
-            shape = (heads if self.decay_per_head else 1, self.states, 1)
-            tensors["log_radius"] = _log_decays(self.decay, shape, generator)[..., 0]
-            if self.rotation == "complex":
-                tensors["angle"] = 2 * normal(*shape[:2])
-        elif self.decay is not None:
-            shape = (*lead["decay"], heads if self.decay_per_head else 1)
-            tensors["log_decay"] = _log_decays(self.decay, shape, generator)
+            tensors["B"] = weights(*lead["B"], self.groups_B, self.states)
+            tensors["C"] = weights(*lead["C"], self.groups_C, self.states)
+        if self.structure == "delta_rule_at_B":
+            tensors["B"] = F.normalize(tensors["B"], dim=-1)
+        if self.decay is not None:
+            tensors |= self._transition_tensors(lead["decay"], generator)
         if self.D is not None:
             tensors["D"] = normal(*(heads, width)[: self.D])
         if self.input_gain is not None:
@@ -88,8 +93,38 @@ class Case:
             tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
         if self.state:
             columns = 1 if self.maps else width + int(self.normalized)
-            tensors["state"] = weights(self.batch, heads, n, columns)
+            tensors["state"] = weights(self.batch, heads, self.states, columns)
         return {name: value.to(dtype) for name, value in tensors.items()}
+
+    def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the differentiable parameters of Λ; keys have norm 1, and β reaches both ends of its range."""
+        if self.structure == "elementwise":
+            decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
+            return {"decay": decay * self._sign(decay) if self.signed else decay}
+        if self.structure == "dplr":
+            return _dplr_tensors(self.decay, self.heads, self.states, generator)
+        if self.structure in ROTATIONS:
+            return self._rotation_tensors(generator)
+        if self.structure == "key_diagonal":
+            groups = self.heads if self.decay_per_head else self.groups_B
+            return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
+        shape = (*lead, self.heads if self.decay_per_head else 1)
+        tensors = {"log_decay": _log_decays(self.decay, shape, generator)}
+        if self.structure != "scalar":
+            share = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+            tensors["beta"] = share.clamp(0, 1) * (2 if self.signed else 1)
+        if self.structure == "delta_rule":
+            key = torch.randn(*lead, self.groups_C, self.states, generator=generator, dtype=torch.float64)
+            tensors["key"] = F.normalize(key, dim=-1)
+        return tensors
+
+    def _rotation_tensors(self, generator: torch.Generator) -> dict[str, Tensor]:
+        eigenvalues = self.states // 2 if self.structure == "rotation" else self.states
+        shape = (self.heads if self.decay_per_head else 1, eigenvalues)
+        tensors = {"log_radius": _log_decays(self.decay, shape, generator)}
+        if self.structure == "rotation":
+            tensors["angle"] = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return tensors
 
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
@@ -108,13 +143,21 @@ class Case:
         )
 
     def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
-        if self.rotation == "complex":
-            return Rotation(tensors["log_radius"], tensors["angle"])
-        if self.rotation == "real":
-            return Rotation(tensors["log_radius"], sign=self._sign(tensors["log_radius"]) if self.signed else None)
         if self.decay is None:
             return Identity()
-        return ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
+        if self.structure == "elementwise":
+            return ElementwiseDecay(tensors["decay"])
+        if self.structure == "dplr":
+            return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
+        if self.structure in ROTATIONS:
+            radius = tensors["log_radius"]
+            signed = self.signed and self.structure == "real_rotation"
+            return Rotation(radius, tensors.get("angle"), self._sign(radius) if signed else None)
+        log_decay = tensors["log_decay"]
+        if self.structure.startswith("delta_rule"):
+            return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
+        kind = {"scalar": ScalarDecay, "key_diagonal": KeyDiagonal}[self.structure]
+        return kind(log_decay, self._sign(log_decay) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -130,9 +173,9 @@ class Case:
         return starts
 
 
-def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    even = (torch.arange(shape[1]) % 2 == 0).view(1, -1, *[1] * (len(shape) - 2))
     benign = -1.5 * uniform - 0.01
     return {
         "benign": benign,
@@ -144,6 +187,22 @@ def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generat
         "growing": 0.1 * uniform,
         "unit": torch.zeros_like(uniform),
     }[kind]
+
+
+def _dplr_tensors(kind: str, heads: int, states: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw ρ of any angle with the decays' radii, and the rank-one term that keeps Λ a contraction where |ρ| <= 1.
+
+    For any q it is w = 2 e q / (1 + q^T e q) and g = ē q with e = (1 + ρ) / 2, as the bilinear rule has it.
+    """
+    radius = _log_decays(kind, (heads, states // 2, 1), generator).exp()
+    angle = 2 * math.pi * torch.rand(radius.shape, generator=generator, dtype=torch.float64)
+    diagonal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    resolvent = (diagonal + torch.tensor([1.0, 0.0])) / 2
+    q = 0.5 * torch.randn(diagonal.shape, generator=generator, dtype=torch.float64)
+    moved = multiply_pairs(resolvent, q)
+    left = 2 * moved / (1 + (q * moved).sum((1, 2), keepdim=True))
+    right = multiply_pairs(resolvent * torch.tensor([1.0, -1.0]), q)
+    return {"diagonal": diagonal, "left": left.flatten(1), "right": right.flatten(1)}
 
 
 def outcome(case: Case, tensors: Mapping[str, Tensor], evaluation: Evaluation) -> dict[str, Tensor]:
@@ -212,19 +271,21 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
+        # Channels that each have their own λ share no normaliser; DPLR and the delta rule take weights of either sign.
+        structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
     )
-    if draw.random() < 0.4:
+    if draw.random() < 0.3:
         case = replace(case, **_rotation_fields(case, draw))
     return replace(case, **fixed)
 
 
 def _rotation_fields(case: Case, draw: random.Random) -> dict[str, object]:
-    """Draw what makes a case one with constant Λ, half of the time with constant factors or maps too."""
-    fields: dict[str, object] = {"rotation": draw.choice(["complex", "real"]), "decay": draw.choice(RADII)}
+    """Draw what makes a case one with constant eigenvalues, half of the time with constant factors or maps too."""
+    fields: dict[str, object] = {"structure": draw.choice(ROTATIONS), "decay": draw.choice(RADII)}
     if draw.random() < 0.3:
         alone = {"groups_B": 1, "groups_C": 1, "normalized": False, "input_gain": None, "output_gain": None}
         return fields | alone | {"heads": 1, "maps": True}
     if draw.random() < 0.5:
-        fields["broadcasts"] = tuple({*case.broadcasts, *CONSTANT, "gain time"})
+        fields["broadcasts"] = tuple({*case.broadcasts, *CONSTANT_FACTORS, "gain time"})
     # A rotating normaliser may be as near to 0 as it likes, too.
-    return fields | {"normalized": case.normalized and fields["rotation"] == "real"}
+    return fields | {"normalized": case.normalized and fields["structure"] == "real_rotation"}

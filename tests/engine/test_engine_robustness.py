@@ -7,12 +7,25 @@ import torch
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential
 from dsf_models.system import DSFSystem, DSFSystemError, ScalarDecay
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome
+from tests.engine.random_systems import CONSTANT_FACTORS, Case, assert_outcomes_match, outcome
 
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
+    "elementwise": Case(structure="elementwise", D=1, input_gain=4, signed=True, starts=(0, 3), lengths=(11, 6)),
     "identity": Case(decay=None, normalized=True),
+    "key_diagonal": Case(structure="key_diagonal", signed=True, groups_C=4, starts=(3,), lengths=(11, 6)),
+    "delta_rule": Case(structure="delta_rule", D=1, input_gain=3, starts=(3,), lengths=(11, 6)),
+    "delta_rule_at_B": Case(structure="delta_rule_at_B", signed=True, input_gain=4),
+    "dplr": Case(structure="dplr", D=1, output_gain=4),
+    "dplr, documents and pads": Case(structure="dplr", starts=(0, 3), lengths=(11, 6)),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
+    "constant factors": Case(structure="rotation", broadcasts=CONSTANT_FACTORS, D=1, input_gain=3, output_gain=4),
+    "constant factors, documents and pads": Case(
+        structure="real_rotation", broadcasts=CONSTANT_FACTORS, starts=(0, 3), lengths=(11, 6)
+    ),
+    "rotation": Case(structure="rotation", D=1, input_gain=3),
+    "maps": Case(structure="rotation", maps=True, heads=1, D=2),
+    "maps, documents and pads": Case(structure="rotation", maps=True, heads=1, starts=(0, 3), lengths=(11, 6)),
 }
 kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())
 
@@ -112,7 +125,8 @@ def test_tensors_without_data(mode, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "parallel"}, ["mode='parallel'", "'recurrent', 'chunked', 'matrix'"]),
+        ({"mode": "parallel"}, ["mode='parallel'", "'recurrent', 'chunked', 'matrix', 'convolution'"]),
+        ({"mode": "convolution"}, ['mode="convolution"', "time-invariant", "Λ (scalar)", "another mode"]),
         ({"chunk_size": 0}, ["chunk_size=0", "number of steps in a chunk"]),
         ({"chunk_size": -3}, ["chunk_size=-3"]),
         ({"state": torch.zeros(2, 4, 3, 3)}, ["state", "(2, 4, 3, 3)", "(2, 4, 3, 2)", "normaliser"]),

@@ -6,9 +6,10 @@ import torch
 from dsf_models.engine import MODES, evaluate, evaluate_sequential, modes_of
 from tests.engine.random_systems import (
     CHUNKS,
-    CONSTANT,
+    CONSTANT_FACTORS,
     DECAYS,
     RADII,
+    STRUCTURES,
     Case,
     assert_outcomes_match,
     outcome,
@@ -16,6 +17,7 @@ from tests.engine.random_systems import (
 )
 
 DOUBLE, SINGLE = 1e-10, 1e-6
+structures = pytest.mark.parametrize("structure", STRUCTURES)
 EVERY_MODE = [("recurrent", None), ("matrix", None), ("convolution", None), *(("chunked", chunk) for chunk in CHUNKS)]
 
 
@@ -43,8 +45,9 @@ def test_any_system_in_double_precision(seed):
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("signed", [False, True])
-def test_documents_at_chunk_borders_in_double_precision(decay, signed):
-    case = Case(length=25, decay=decay, signed=signed, starts=(0, 7, 8, 16), lengths=(25, 20))
+@structures
+def test_documents_at_chunk_borders_in_double_precision(structure, decay, signed):
+    case = Case(length=25, structure=structure, decay=decay, signed=signed, starts=(0, 7, 8, 16), lengths=(25, 20))
     assert_every_mode_matches(case, torch.float64, DOUBLE)
 
 
@@ -52,14 +55,20 @@ LARGE = {"length": 130, "states": 8, "width": 8, "D": 2, "input_gain": 3, "outpu
 LARGE_MODES = [("recurrent", None), ("matrix", None), *(("chunked", chunk) for chunk in (8, 64, 256))]
 
 
-@pytest.mark.parametrize("decay", [None, *DECAYS])
-def test_single_precision(decay):
-    assert_every_mode_matches(Case(**LARGE, decay=decay), torch.float32, SINGLE, LARGE_MODES)
+def test_single_precision_without_decay():
+    assert_every_mode_matches(Case(**LARGE, decay=None), torch.float32, SINGLE, LARGE_MODES)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_single_precision_with_signs_documents_and_pads(decay):
-    case = Case(**LARGE, decay=decay, signed=True, starts=(0, 7, 8, 64, 65), lengths=(130, 101))
+@structures
+def test_single_precision(structure, decay):
+    assert_every_mode_matches(Case(**LARGE, structure=structure, decay=decay), torch.float32, SINGLE, LARGE_MODES)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@structures
+def test_single_precision_with_signs_documents_and_pads(structure, decay):
+    case = Case(**LARGE, structure=structure, decay=decay, signed=True, starts=(0, 7, 8, 64, 65), lengths=(130, 101))
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
 
 
@@ -74,41 +83,42 @@ def test_single_precision_with_normaliser(decay):
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
 
 
-# Thirty eigenvalues or so: the gradient of a single one is a sum over time that may cancel, whoever computes it.
-ROTATIONS = {
-    "factors": {"rotation": "complex", "broadcasts": CONSTANT, "input_gain": 3, "output_gain": 4, "states": 8},
-    "real factors": {"rotation": "real", "broadcasts": CONSTANT, "signed": True, "width": 1, "states": 8},
-    "varying factors": {"rotation": "complex", "input_gain": 4, "states": 8},
-    "maps": {"rotation": "complex", "maps": True, "heads": 1, "width": 8, "states": 32},
-    "real maps": {"rotation": "real", "maps": True, "signed": True, "heads": 1, "width": 8, "states": 32},
+# Many states: the gradient of a single constant is a sum over time that may cancel, whoever computes it.
+FACTORS = {"broadcasts": CONSTANT_FACTORS, "groups_B": 4, "groups_C": 4, "states": 16}
+CONSTANT_KINDS = {
+    "factors": {"structure": "rotation", "input_gain": 3, "output_gain": 4, **FACTORS},
+    "real factors": {"structure": "real_rotation", "signed": True, **FACTORS},
+    "varying factors": {"structure": "rotation", "input_gain": 4, "states": 16},
+    "maps": {"structure": "rotation", "maps": True, "heads": 1, "width": 8, "states": 64},
+    "real maps": {"structure": "real_rotation", "maps": True, "signed": True, "heads": 1, "width": 8, "states": 64},
 }
-rotations = pytest.mark.parametrize("kind", ROTATIONS.values(), ids=ROTATIONS.keys())
-ROTATION_MODES = [("matrix", None), ("convolution", None), ("chunked", None), ("chunked", 24)]
+constant_kinds = pytest.mark.parametrize("kind", CONSTANT_KINDS.values(), ids=CONSTANT_KINDS.keys())
+CONSTANT_MODES = [("matrix", None), ("convolution", None), ("chunked", None), ("chunked", 24)]
 
 
 @pytest.mark.parametrize("radii", RADII)
-@rotations
+@constant_kinds
 def test_single_precision_of_constant_eigenvalues(kind, radii):
     case = Case(length=130, decay=radii, D=2, **kind)
-    assert_every_mode_matches(case, torch.float32, SINGLE, ROTATION_MODES)
+    assert_every_mode_matches(case, torch.float32, SINGLE, CONSTANT_MODES)
 
 
 @pytest.mark.parametrize("radii", RADII)
-@rotations
+@constant_kinds
 def test_single_precision_of_constant_eigenvalues_with_documents_and_pads(kind, radii):
     case = Case(length=130, decay=radii, starts=(0, 7, 8, 64, 65), lengths=(130, 101), **kind)
-    assert_every_mode_matches(case, torch.float32, SINGLE, ROTATION_MODES)
+    assert_every_mode_matches(case, torch.float32, SINGLE, CONSTANT_MODES)
 
 
 @pytest.mark.parametrize("radii", RADII)
-@rotations
+@constant_kinds
 def test_single_precision_of_constant_eigenvalues_step_by_step(kind, radii):
     """Decoding rounds the state at every step, so that errors add up over long sequences; λ itself is not rounded."""
     case = Case(length=30, decay=radii, starts=(7,), lengths=(30, 21), **kind)
     assert_every_mode_matches(case, torch.float32, SINGLE, [("recurrent", None)])
 
 
-@rotations
+@constant_kinds
 def test_eigenvalues_of_modulus_one_do_not_drift(kind):
     """A rounded λ would err alike at every step: powers are float64, and 1000 steps keep the bar."""
     case = Case(batch=1, length=1000, decay="unit", **kind)
@@ -116,9 +126,10 @@ def test_eigenvalues_of_modulus_one_do_not_drift(kind):
 
 
 @pytest.mark.parametrize("decay", ["near_one", "alternating", "some_zero"])
-def test_single_precision_of_long_sequences(decay):
+@structures
+def test_single_precision_of_long_sequences(structure, decay):
     """One decay for all steps: a systematic error of λ would grow with time. (One step at a time, it does.)"""
-    case = Case(length=500, states=8, width=8, decay=decay, broadcasts=("decay time",))
+    case = Case(length=500, states=8, width=8, structure=structure, decay=decay, broadcasts=("decay time",))
     assert_every_mode_matches(case, torch.float32, SINGLE, [("chunked", 32), ("chunked", 64)])
 
 

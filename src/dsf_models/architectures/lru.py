@@ -45,7 +45,7 @@ class LRUConfig(TimeInvariantConfig):
     """Configuration of the LRU; see `TimeInvariantConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_lru"
-    uses_heads: ClassVar[bool] = False
+    fixed_fields: ClassVar[dict[str, int]] = {"num_heads": 1}
 
     num_heads: int = 1
     """Always 1: all channels drive all states."""

@@ -48,7 +48,7 @@ class S4DConfig(TimeInvariantConfig):
     """Configuration of S4D; see `TimeInvariantConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_s4d"
-    uses_heads: ClassVar[bool] = False
+    fixed_fields: ClassVar[dict[str, int]] = {"num_heads": 1}
 
     num_heads: int = 1
     """Always 1: every channel is a system of its own."""

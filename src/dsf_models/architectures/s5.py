@@ -30,7 +30,7 @@ from ..backbone import (
 )
 from ..errors import require
 from ..system import DSFSystem
-from ..transitions import discretize
+from ..transitions import discretize, hippo_legs_eigenvectors
 
 __all__ = [
     "S5Config",
@@ -47,7 +47,7 @@ class S5Config(TimeInvariantConfig):
     """Configuration of S5; see `TimeInvariantConfig` for the shared fields."""
 
     model_type: ClassVar[str] = "dsf_s5"
-    uses_heads: ClassVar[bool] = False
+    fixed_fields: ClassVar[dict[str, int]] = {"num_heads": 1}
 
     num_heads: int = 1
     """Always 1: all channels drive all states."""
@@ -119,10 +119,10 @@ class S5Mixer(TimeInvariantMixer):
         Intended spectrum at step 0, with the defaults: |λ| = exp(-Δ/2) in [0.951, 0.9995], angles Δ Im a.
         """
         config = self.config
-        poles, V = _hippo_normal_part(config.state_size // config.num_blocks)
-        poles, V = poles.repeat(config.num_blocks), torch.block_diag(*[V] * config.num_blocks)
+        frequencies, V = hippo_legs_eigenvectors(config.state_size // config.num_blocks)
+        V = torch.block_diag(*[V] * config.num_blocks)
         init.constant_(self.A_re_log, math.log(0.5))
-        init.copy_(self.A_im, poles.imag)
+        init.copy_(self.A_im, frequencies.repeat(config.num_blocks))
         init.uniform_(self.log_dt, math.log(config.time_step_min), math.log(config.time_step_max))
         width, size = config.inner_size, config.state_size
         B = torch.randn(size, width, dtype=torch.float64) / math.sqrt(width)
@@ -159,24 +159,6 @@ def _output_map(C: Tensor) -> Tensor:
     """Return 2 Re(C ·) as a map of pairs of real states: (d, N / 2, 2) -> (d, N)."""
     c_re, c_im = C.unbind(-1)
     return 2 * torch.stack([c_re, -c_im], dim=-1).flatten(1)
-
-
-def _hippo_normal_part(size: int) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues a with Im a > 0 of HiPPO-LegS's normal part, and their eigenvectors.
-
-        A_nk = -√(2n+1) √(2k+1)   (n > k)        A_nn = -(n+1)        A + P P^T = V diag(a) V^H,  P_n = √(n + 1/2)
-
-    It is -1/2 I plus a skew-symmetric matrix, so that Re a = -1/2; computed in float64.
-
-    Returns:
-        a (size / 2,) and V (size, size / 2) in complex128.
-    """
-    n = torch.arange(size, dtype=torch.float64)
-    root = (2 * n + 1).sqrt()
-    skew = (root[:, None] * root[None] / 2).triu(1)
-    values, vectors = torch.linalg.eigh(-1j * (skew - skew.T))
-    upper = values > 0
-    return torch.complex(torch.full_like(values[upper], -0.5), values[upper]), vectors[:, upper]
 
 
 class S5Model(DSFModel):

@@ -98,21 +98,9 @@ class SSDConfig(DSFConfig):
             self.n_groups,
             f"must divide num_heads={self.num_heads}.",
         )
-        self._require_positive("time_step_min", "time_step_max")
-        require(
-            self.time_step_min <= self.time_step_max,
-            "time_step_min",
-            self.time_step_min,
-            f"must be at most time_step_max={self.time_step_max}.",
-        )
+        self._require_order("time_step_min", "time_step_max")
         self._require_range("time_step_limit", "non-negative", 0.0, math.inf)
         self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)
-
-    def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
-            require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
 
 
 class SSDMixer(DSFMixer):

@@ -18,9 +18,23 @@ from torch import Tensor
 
 from ..filters import FilterSystem
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, Identity, Rotation, ScalarDecay, Transition
+from ..transitions import (
+    DPLR,
+    DeltaRule,
+    DSFSystemError,
+    ElementwiseDecay,
+    Identity,
+    KeyDiagonal,
+    Rotation,
+    ScalarDecay,
+    Transition,
+)
 from .convolution import causal_convolution, next_window
+from .delta_rule import evaluate_delta_rule
+from .dplr import evaluate_chunked_dplr
+from .elementwise import evaluate_elementwise
 from .filtering import evaluate_filter
+from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .rotation import evaluate_rotation
@@ -42,8 +56,18 @@ __all__ = [
 MODES = ("recurrent", "chunked", "matrix")
 """The modes that take every system; see `modes_of`."""
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked, Rotation: evaluate_rotation}
+CHUNKED_KERNELS = {
+    Identity: evaluate_chunked,
+    ScalarDecay: evaluate_chunked,
+    ElementwiseDecay: evaluate_elementwise,
+    KeyDiagonal: evaluate_key_diagonal,
+    DeltaRule: evaluate_delta_rule,
+    DPLR: evaluate_chunked_dplr,
+    Rotation: evaluate_rotation,
+}
 """The chunked kernel of each structure of Λ."""
+CHUNKED_KERNELS_OF_MAPS = {Rotation: evaluate_rotation}
+"""The chunked kernels that take dense maps in place of B and C."""
 
 
 def modes_of(system: DSFSystem) -> tuple[str, ...]:
@@ -117,16 +141,18 @@ def _evaluate_system(
         return evaluate_matrix(system, state)
     if mode == "convolution":
         return evaluate_convolution(system, state)
-    kernel = _chunked_kernel(system.transition)
+    kernel = _chunked_kernel(system)
     return kernel(system, state) if chunk_size is None else kernel(system, state, chunk_size)
 
 
-def _chunked_kernel(transition: Transition) -> Callable[..., tuple[Tensor, Tensor]]:
-    kernel = CHUNKED_KERNELS.get(type(transition))
+def _chunked_kernel(system: DSFSystem) -> Callable[..., tuple[Tensor, Tensor]]:
+    dense = system.input_map is not None
+    kernels: dict[type[Transition], Callable] = CHUNKED_KERNELS_OF_MAPS if dense else CHUNKED_KERNELS
+    kernel = kernels.get(type(system.transition))
     if kernel is None:
+        what = f"structure {system.transition.name!r}" + (" with input_map and output_map" if dense else "")
         raise DSFSystemError(
-            f'mode="chunked" has no kernel for Λ of structure {transition.name!r}: '
-            'write one in engine/, or use mode="matrix".'
+            f'mode="chunked" has no kernel for Λ of {what}: write one in engine/, or use mode="matrix".'
         )
     return kernel
 

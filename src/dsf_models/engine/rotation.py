@@ -24,8 +24,8 @@ from ..transitions import Rotation, expand_groups, rotate
 
 __all__ = ["evaluate_rotation"]
 
-CHUNK_OF_FACTORS, CHUNK_OF_STATES, CHUNK_OF_DOCUMENTS = 64, 32, 16
-"""Default chunk lengths: constant factors, single states, and packed documents, whose chunks are walked lag by lag."""
+CHUNK, CHUNK_OF_DOCUMENTS = 32, 16
+"""Default chunk lengths; chunks of packed documents are walked lag by lag."""
 
 
 def evaluate_rotation(system: DSFSystem, state: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -40,19 +40,16 @@ def evaluate_rotation(system: DSFSystem, state: Tensor, chunk_size: int | None =
         y (b, t, h, p) and the state at each row's last real token.
     """
     by_head = system.input_map is None and all(x.shape[:2] == (1, 1) for x in (system.B, system.C))
-    default = CHUNK_OF_FACTORS if by_head else CHUNK_OF_STATES
-    if system.starts is not None:
-        default = CHUNK_OF_DOCUMENTS
-    chunk = min(chunk_size or default, system.length)
+    chunk = min(chunk_size or (CHUNK if system.starts is None else CHUNK_OF_DOCUMENTS), system.length)
     layout = _Layout.of(system, chunk)
     if by_head:
-        b, c = (expand_groups(x, system.num_heads)[0, 0].double() for x in (system.B, system.C))
+        b, c = (expand_groups(x, system.num_heads)[0, 0] for x in (system.B, system.C))
         constants = _constants_of_heads(system.transition, b, c, chunk)
         raw, state = _evaluate(system.drive()[:, :, :, None], constants, state, layout)
         return system.read(raw[:, :, :, 0]), state
     inflow = system.inflow()
     size = 1 if system.transition.angle is None else 2
-    constants = _constants_of_states(system.transition, inflow.shape[2], chunk)
+    constants = _constants_of_states(system.transition, inflow.shape[2], chunk, inflow.dtype)
     states, last = _evaluate(_split_states(inflow, size), constants, _split_states(state, size), layout)
     return system.read(system.outflow(states.reshape(inflow.shape))), last.reshape(state.shape)
 
@@ -66,14 +63,14 @@ def _split_states(x: Tensor, size: int) -> Tensor:
 
 
 class _Constants(NamedTuple):
-    """What the channels' Λ, B and C make of e steps, in float64."""
+    """What the channels' Λ, B and C make of the steps of a chunk: matrices in the compute dtype, powers in float64."""
 
     kernel: Tensor
     """K_e = C Λ^e B for e < c, (g, c, q, q)."""
     write: Tensor
-    """Λ^e B for e < c, (g, c, s, q)."""
+    """Λ^{c-1-j} B, (g, s, c·q)."""
     read: Tensor
-    """C Λ^{e+1} for e < c, (g, c, q, s)."""
+    """C Λ^{i+1}, (g, c·q, s)."""
     re: Tensor
     """Re λ^e for e <= c, (g, m, c + 1)."""
     im: Tensor | None
@@ -81,23 +78,31 @@ class _Constants(NamedTuple):
 
 
 def _constants_of_heads(transition: Rotation, b: Tensor, c: Tensor, chunk: int) -> _Constants:
-    """Return the constants of one channel a head: b and c (h, n) in float64."""
-    re, im = _power_table(transition, chunk, len(b))
-    re_e, im_e = (None if x is None else x.movedim(2, 1)[..., None] for x in (re, im))
-    write = rotate(b[:, None, :, None], re_e[:, :-1], None if im is None else im_e[:, :-1])
-    read = rotate(c[:, None, :, None], re_e[:, 1:], None if im is None else -im_e[:, 1:]).transpose(2, 3)
-    kernel = c[:, None, None] @ write
-    return _Constants(kernel, write, read, re, im)
+    """Return the constants of one channel a head, from b and c (h, n)."""
+    powers = _power_table(transition, chunk, len(b))
+    (re_left, re_next), (im_left, im_next) = (_left_and_next(x, b.dtype) for x in powers)
+    write = rotate(b[..., None], re_left, im_left)
+    read = rotate(c[..., None], re_next, None if im_next is None else -im_next).mT
+    kernel = (c[:, None] @ write).flip(-1)
+    return _Constants(kernel.mT[..., None], write, read, *powers)
 
 
-def _constants_of_states(transition: Rotation, num_heads: int, chunk: int) -> _Constants:
+def _constants_of_states(transition: Rotation, num_heads: int, chunk: int, dtype: torch.dtype) -> _Constants:
     """Return the constants of one channel a state or pair of states, with B = C = 1."""
     re, im = (None if x is None else x.flatten(0, 1)[:, None] for x in _power_table(transition, chunk, num_heads))
-    size = 1 if im is None else 2
-    eye = torch.eye(size, dtype=torch.float64, device=re.device)
-    re_e, im_e = (None if x is None else x.movedim(2, 1)[..., None] for x in (re, im))
+    eye = torch.eye(1 if im is None else 2, dtype=dtype, device=re.device)
+    re_e, im_e = (None if x is None else x.to(dtype).movedim(2, 1)[..., None] for x in (re, im))
     powers = rotate(eye, re_e, im_e)
-    return _Constants(powers[:, :-1], powers[:, :-1], powers[:, 1:], re, im)
+    write = powers[:, :-1].flip(1).permute(0, 2, 1, 3).flatten(2)
+    return _Constants(powers[:, :-1], write, powers[:, 1:].flatten(1, 2), re, im)
+
+
+def _left_and_next(powers: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Return λ^{c-1-j} and λ^{i+1} over a chunk, (g, m, c) each."""
+    if powers is None:
+        return None, None
+    powers = powers.to(dtype)
+    return powers[..., :-1].flip(-1), powers[..., 1:]
 
 
 def _power_table(transition: Rotation, chunk: int, num_heads: int) -> tuple[Tensor, Tensor | None]:
@@ -141,38 +146,53 @@ class _Layout(NamedTuple):
         starts = F.pad(starts, (0, -length % chunk)).unflatten(1, (-1, chunk))
         return cls(chunk, lengths, starts.long().cumsum(2))
 
+    def document_of_columns(self, columns: int) -> Tensor | None:
+        """Return `document` in the order of products, (c, 1, b·k·p)."""
+        if self.document is None:
+            return None
+        return self.document.permute(2, 0, 1).repeat_interleave(columns, dim=2).flatten(1)[:, None]
+
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def _evaluate(V: Tensor, constants: _Constants, state: Tensor, layout: _Layout) -> tuple[Tensor, Tensor]:
     """Evaluate channels V (b, t, g, q, p) from their states (b, g, s, p); return outputs like V and the last states."""
-    length, dtype = V.shape[1], V.dtype
+    length = V.shape[1]
     V = F.pad(V, (0, 0) * 3 + (0, -length % layout.chunk)).unflatten(1, (-1, layout.chunk))
-    sizes = V.shape
-    V_gxy = V.permute(3, 2, 4, 0, 1, 5).flatten(3).flatten(1, 2)
-    write = constants.write.flip(1).permute(0, 2, 1, 3).flatten(2).to(dtype)
-    read = constants.read.flatten(1, 2).to(dtype)
-    local = write @ _keep_last_document(V_gxy, layout, sizes)
-    local = local.view(*local.shape[:2], sizes[0], sizes[1], sizes[5]).permute(3, 2, 0, 1, 4)
-    before = _carry(local, constants, state, layout)
-    carried = read @ before.permute(2, 3, 1, 0, 4).flatten(2)
-    if layout.document is None:
-        Y = _time_first(torch.baddbmm(carried, _toeplitz(constants.kernel).to(dtype), V_gxy), sizes)
+    batch, chunks, _, channels, _, columns = V.shape
+    # Contiguous: batched products of strided matrices run one by one.
+    V_gcqx = V.permute(3, 2, 4, 0, 1, 5).flatten(3).contiguous()
+    document = layout.document_of_columns(columns)
+    written = V_gcqx if document is None else V_gcqx.masked_fill(document < document[-1:], 0.0)
+    local = (constants.write @ written.flatten(1, 2)).view(channels, state.shape[2], batch, chunks, columns)
+    before = _carry(local.permute(3, 2, 0, 1, 4), constants, state, layout)
+    Y_gxy = constants.read @ before.permute(2, 3, 1, 0, 4).flatten(2)
+    if document is None:
+        Y_gxy = torch.baddbmm(Y_gxy, _toeplitz(constants.kernel), V_gcqx.flatten(1, 2))
     else:
-        later = (layout.document > 0)[..., None, None, None]
-        own = _DocumentProduct.apply(
-            V.permute(3, 4, 5, 0, 1, 2).contiguous(), constants.kernel.to(dtype), layout.document
-        )
-        Y = _time_first(carried, sizes).masked_fill(later, 0.0) + own.permute(3, 4, 5, 0, 1, 2)
-    last = _last_state(V, write, before, constants, layout)
-    return Y.flatten(1, 2)[:, :length], last
+        carried = Y_gxy.view_as(V_gcqx).masked_fill(document > 0, 0.0)
+        Y_gxy = (carried + _DocumentProduct.apply(V_gcqx, constants.kernel, document)).flatten(1, 2)
+    Y = _TimeFirst.apply(Y_gxy, V.shape)
+    return Y.flatten(1, 2)[:, :length], _last_state(V, before, constants, layout)
 
 
-def _time_first(Y_gxy: Tensor, sizes: torch.Size) -> Tensor:
-    """Undo the order of a product: (g, c·q, b·k·p) -> (b, k, c, g, q, p)."""
-    batch, chunks, chunk, channels, width, columns = sizes
-    return Y_gxy.view(channels, chunk, width, batch, chunks, columns).permute(3, 4, 1, 0, 2, 5)
+class _TimeFirst(torch.autograd.Function):
+    """Reorders a product (g, c·q, b·k·p) to (b, k, c, g, q, p).
+
+    Its gradient comes back contiguous, for the batched products of the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, Y_gxy: Tensor, sizes: torch.Size) -> Tensor:
+        """Return Y in the order of `sizes`."""
+        batch, chunks, chunk, channels, width, columns = sizes
+        return Y_gxy.view(channels, chunk, width, batch, chunks, columns).permute(3, 4, 1, 0, 2, 5).contiguous()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient in the order of the product."""
+        return grad.permute(3, 2, 4, 0, 1, 5).flatten(3).flatten(1, 2).contiguous(), None
 
 
 def _toeplitz(kernel: Tensor) -> Tensor:
@@ -194,12 +214,11 @@ class _DocumentProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, V: Tensor, kernel: Tensor, document: Tensor) -> Tensor:
-        """Take V (g, q, p, b, k, c), K (g, c, q, q) and documents (b, k, c); return outputs like V."""
+        """Take V (g, c, q, x), K (g, c, q, q) and numbers of documents (c, 1, x); return outputs like V."""
         ctx.save_for_backward(V, kernel, document)
         Y = torch.zeros_like(V)
-        for lag in range(V.shape[-1]):
-            inputs = _of_lag(V, document, lag, earlier=True)
-            Y[..., lag:] += (kernel[:, lag] @ inputs.flatten(2)).view_as(inputs)
+        for lag in range(V.shape[1]):
+            Y[:, lag:] += _product(kernel[:, lag, None], _earlier(V, document, lag))
         return Y
 
     @staticmethod
@@ -208,28 +227,26 @@ class _DocumentProduct(torch.autograd.Function):
         """Return the gradients of V and K."""
         V, kernel, document = ctx.saved_tensors
         grad_V, grad_kernel = torch.zeros_like(V), torch.empty_like(kernel)
-        for lag in range(V.shape[-1]):
-            outputs = _of_lag(grad, document, lag, earlier=False)
-            grad_V[..., : V.shape[-1] - lag] += (kernel[:, lag].mT @ outputs.flatten(2)).view_as(outputs)
-            inputs = _of_lag(V, document, lag, earlier=True)
-            grad_kernel[:, lag] = outputs.flatten(2) @ inputs.flatten(2).mT
+        for lag in range(V.shape[1]):
+            outputs = grad[:, lag:].masked_fill(_differ(document, lag), 0.0)
+            grad_V[:, : V.shape[1] - lag] += _product(kernel[:, lag, None].mT, outputs)
+            grad_kernel[:, lag] = torch.einsum("gcqx,gcrx->gqr", outputs, V[:, : V.shape[1] - lag])
         return grad_V, grad_kernel, None
 
 
-def _of_lag(x: Tensor, document: Tensor, lag: int, earlier: bool) -> Tensor:
-    """Return x (…, c) at the earlier or the later steps of the pairs of one lag, zero where documents differ."""
-    size = x.shape[-1] - lag
-    same = document[..., lag:] == document[..., :size]
-    return (x[..., :size] if earlier else x[..., lag:]).masked_fill(~same, 0.0)
+def _product(kernel: Tensor, V: Tensor) -> Tensor:
+    """Return K V for K (g, 1, q, q) and V (g, c, q, x)."""
+    return kernel * V if V.shape[2] == 1 else kernel @ V
 
 
-def _keep_last_document(V_gxy: Tensor, layout: _Layout, sizes: torch.Size) -> Tensor:
-    """Zero the inputs (g, c·q, b·k·p) that a later document start in their chunk makes forgotten."""
-    if layout.document is None:
-        return V_gxy
-    forgotten = layout.document < layout.document[:, :, -1:]
-    forgotten = forgotten.permute(2, 0, 1)[:, None, :, :, None].expand(-1, sizes[4], -1, -1, sizes[5])
-    return V_gxy.masked_fill(forgotten.reshape(1, *V_gxy.shape[1:]), 0.0)
+def _differ(document: Tensor, lag: int) -> Tensor:
+    """Return whether the steps of each pair of one lag belong to different documents: (c, 1, x) -> (c - lag, 1, x)."""
+    return document[lag:] != document[: len(document) - lag]
+
+
+def _earlier(V: Tensor, document: Tensor, lag: int) -> Tensor:
+    """Return V (g, c, q, x) at the earlier steps of the pairs of one lag, zero where documents differ."""
+    return V[:, : V.shape[1] - lag].masked_fill(_differ(document, lag), 0.0)
 
 
 def _carry(local: Tensor, constants: _Constants, state: Tensor, layout: _Layout) -> Tensor:
@@ -253,7 +270,7 @@ def _power_at(constants: _Constants, exponent: Tensor | int) -> tuple[Tensor, Te
     return re, im
 
 
-def _last_state(V: Tensor, write: Tensor, before: Tensor, constants: _Constants, layout: _Layout) -> Tensor:
+def _last_state(V: Tensor, before: Tensor, constants: _Constants, layout: _Layout) -> Tensor:
     """Return the state (b, g, s, p) at each row's last real token.
 
     That chunk's inputs are moved so that the last real one stands last.
@@ -271,6 +288,6 @@ def _last_state(V: Tensor, write: Tensor, before: Tensor, constants: _Constants,
     source = torch.arange(chunk, device=V.device) - (chunk - real)[:, None]
     moved = inputs.gather(1, source.clamp(min=0)[..., None, None, None].expand_as(inputs))
     moved = moved.masked_fill((source < 0)[..., None, None, None], 0.0)
-    added = write @ moved.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
+    added = constants.write @ moved.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
     added = added.view(*added.shape[:2], len(rows), V.shape[5]).permute(2, 0, 1, 3)
     return (carried + added).to(V.dtype)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import Rotation, Transition, expand_groups
+from ..transitions import Transition, expand_groups
 
 __all__ = ["evaluate_recurrent"]
 
@@ -24,7 +24,7 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
     """
     if system.input_map is not None:
         return _evaluate_maps(system, state, overwrite_state)
-    transition, length = _exact(system.effective_transition()), system.length
+    transition, length = _exact(system), system.length
     columns = _each(_by_head(system.B, system).permute(0, 2, 3, 1), 3, length)
     rows = _each(_by_head(system.C, system).transpose(1, 2), 2, length)
     inputs = _each(system.drive().transpose(1, 2), 2, length)
@@ -40,7 +40,7 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
 
 def _evaluate_maps(system: DSFSystem, state: Tensor, overwrite_state: bool) -> tuple[Tensor, Tensor]:
     """Do the same with dense B and C: h_i = Λ_i h_{i-1} + input_map u_i, y_i = output_map h_i + D * u_i."""
-    transition = _exact(system.effective_transition())
+    transition = _exact(system)
     states = []
     for time, added in enumerate(system.inflow().unbind(1)):
         state = transition.step(state, time, in_place=overwrite_state)
@@ -49,9 +49,11 @@ def _evaluate_maps(system: DSFSystem, state: Tensor, overwrite_state: bool) -> t
     return system.read(system.outflow(torch.stack(states, dim=1))), state
 
 
-def _exact(transition: Transition) -> Transition:
-    """Return a constant Λ in float64: it is applied again and again, and its gradient is a sum over all steps."""
-    return transition.to(torch.float64) if isinstance(transition, Rotation) else transition
+def _exact(system: DSFSystem) -> Transition:
+    """Return Λ, in float64 where it is constant and applied again and again: its gradient is a sum over all steps."""
+    transition = system.effective_transition()
+    constant = system.length > 1 and system.transition.time_invariant
+    return transition.to(torch.float64) if constant else transition
 
 
 def _by_head(factor: Tensor, system: DSFSystem) -> Tensor:

@@ -11,25 +11,42 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .delta_rule import DeltaRule
 from .discretization import Discretization, Discretized, discretize
+from .dplr import DPLR, bilinear_dplr, multiply_pairs
+from .elementwise import ElementwiseDecay
+from .hippo import hippo_legs, hippo_legs_eigenvectors, hippo_legs_modes
+from .interrupted import Interrupted, interrupt
+from .key_diagonal import KeyDiagonal
 from .rotation import Rotation, rotate
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
+    "DPLR",
     "LOG_ZERO",
     "DSFSystemError",
+    "DeltaRule",
     "Discretization",
     "Discretized",
+    "ElementwiseDecay",
     "Identity",
+    "Interrupted",
+    "KeyDiagonal",
     "Rotation",
     "ScalarDecay",
     "Transition",
     "beyond",
+    "bilinear_dplr",
     "broadcasts",
     "causal_mask",
     "discretize",
     "expand_groups",
+    "hippo_legs",
+    "hippo_legs_eigenvectors",
+    "hippo_legs_modes",
+    "interrupt",
     "map_floats",
+    "multiply_pairs",
     "nonzero",
     "rotate",
 ]

@@ -7,14 +7,14 @@ States 2k and 2k + 1 hold real and imaginary part of the complex state k.
 Letters: b batch, t time, h heads, n states per channel, p head width, m eigenvalues given (n / 2 pairs or n real ones).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition
+from .base import LOG_ZERO, DSFSystemError, Transition, scores_by_recursion
+from .interrupted import Interrupted, interrupt
 
 __all__ = ["Rotation", "rotate"]
 
@@ -27,6 +27,7 @@ class Rotation(Transition):
     """
 
     name: ClassVar[str] = "rotation"
+    time_invariant: ClassVar[bool] = True
 
     log_radius: Tensor
     """log |λ|, (h|1, m) with m = n / 2, or m = n without angle; -inf means λ = 0, 0 a rotation that never fades."""
@@ -34,10 +35,6 @@ class Rotation(Transition):
     """ω in radians, in the shape of `log_radius`; None for real eigenvalues."""
     sign: Tensor | None = None
     """Sign of real eigenvalues, +1 or -1 in the shape of `log_radius`; None where none is negative."""
-    starts: Tensor | None = None
-    """(b, t) True where Λ is 0 instead; written by `mask` alone."""
-    padded: Tensor | None = None
-    """(b|1, t) True where Λ is 1 instead; written by `mask` and `pad` alone."""
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless the eigenvalues fit the heads and states."""
@@ -54,13 +51,6 @@ class Rotation(Transition):
                 raise DSFSystemError(f"{name} has shape {tuple(value.shape)}; it must equal log_radius's {shape}.")
         if self.angle is not None and self.sign is not None:
             raise DSFSystemError("angle and sign are both given: a sign is an angle of π; leave sign out.")
-        if self.starts is not None or self.padded is not None:
-            raise DSFSystemError("starts and padded belong to the system: give it starts and lengths instead.")
-
-    @property
-    def time_invariant(self) -> bool:
-        """True, unless document starts or pads are written into it."""
-        return self.starts is None and self.padded is None
 
     # ---- powers -----------------------------------------------------------------------------------------------------
 
@@ -93,70 +83,36 @@ class Rotation(Transition):
         re, im = self.powers(torch.ones((), device=self.log_radius.device))
         re, im = (None if x is None else x[..., None] for x in (re, im))
         moved = rotate(state.double(), re, im).to(state.dtype)
-        if self.starts is not None:
-            moved = moved.masked_fill(self.starts[:, time, None, None, None], 0.0)
-        if self.padded is not None:
-            moved = torch.where(self.padded[:, time, None, None, None], state, moved)
         return state.copy_(moved) if in_place else moved
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
-        """Return c_i^T Λ^e b_j, e the steps from j to i, for j <= i: (b, h, 1, t, t)."""
-        steps, document = self._clock(B_bthn.shape[1])
-        gaps = (steps[:, :, None] - steps[:, None, :]).clamp(min=0)
-        re, im = (None if x is None else x.movedim(2, 0).to(B_bthn.dtype) for x in self.powers(gaps))
-        B, C = B_bthn.permute(0, 2, 3, 1)[..., None, :], C_bthn.permute(0, 2, 3, 1)[..., None]
-        if im is None:
-            weights = (re * C * B).sum(2)
-        else:
-            (b_re, b_im), (c_re, c_im) = (x.unflatten(2, (-1, 2)).unbind(3) for x in (B, C))
-            weights = (re * (c_re * b_re + c_im * b_im) + im * (c_im * b_re - c_re * b_im)).sum(2)
-        same = document[:, :, None] == document[:, None, :]
-        return weights.masked_fill(~same[:, None], 0.0).tril()[:, :, None]
-
-    def _clock(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return how often Λ was applied, and the number of the document, at each step: (b|1, t) each."""
-        moving = torch.ones(1, length, dtype=torch.bool, device=self.log_radius.device)
-        if self.padded is not None:
-            moving = ~self.padded
-        starts = torch.zeros_like(moving) if self.starts is None else self.starts & moving
-        return moving.long().cumsum(1), starts.long().cumsum(1)
+        """Return c_i^T Λ^{i-j} b_j for j <= i: (b, h, 1, t, t)."""
+        return scores_by_recursion(self, B_bthn, C_bthn)
 
     def blocks(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
         """Return the blocks of Λ side by side, (b, t, h, p, n, n)."""
         eye = torch.eye(state_size, dtype=torch.float64, device=self.log_radius.device)
-        constant = self.orbit(eye.expand(1, num_heads, -1, -1), 2)[:, 1]
-        blocks = constant[:, None].expand(batch, length, -1, -1, -1)
-        if self.starts is not None:
-            blocks = blocks.masked_fill(self.starts[..., None, None, None], 0.0)
-        if self.padded is not None:
-            blocks = torch.where(self.padded[..., None, None, None], eye, blocks)
-        return blocks[:, :, :, None].expand(-1, -1, -1, head_dim, -1, -1)
+        Lambda = self.orbit(eye.expand(1, num_heads, -1, -1), 2)[:, 1]
+        return Lambda[:, None, :, None].expand(batch, length, -1, head_dim, -1, -1)
 
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
         """Return the n eigenvalues of each head, (b, t, h, n): λ_k at 2k and its conjugate at 2k + 1, or real ones."""
         re, im = self.powers(torch.ones((), device=self.log_radius.device))
         values = re if im is None else torch.stack([torch.complex(re, im), torch.complex(re, -im)], dim=-1).flatten(-2)
-        values = values.expand(batch, length, num_heads, -1)
-        if self.starts is not None:
-            values = values.masked_fill(self.starts[..., None, None], 0.0)
-        return values if self.padded is None else values.masked_fill(self.padded[..., None, None], 1.0)
+        return values.expand(batch, length, num_heads, -1)
 
     def narrow(self, start: int, length: int) -> Self:
-        """Return itself, its document starts and pads restricted to `length` steps from `start`."""
-        starts, padded = (None if x is None else x.narrow(1, start, length) for x in (self.starts, self.padded))
-        return replace(self, starts=starts, padded=padded)
+        """Return itself: Λ does not depend on time."""
+        return self
 
-    def pad(self, before: int, after: int, length: int) -> Self:
+    def pad(self, before: int, after: int, length: int) -> Interrupted:
         """Return the structure of `length` steps with steps of Λ = 1 added at both ends."""
-        padded = self.padded
-        if padded is None:
-            padded = torch.zeros(1, length, dtype=torch.bool, device=self.log_radius.device)
-        starts = None if self.starts is None else F.pad(self.starts, (before, after))
-        return replace(self, starts=starts, padded=F.pad(padded, (before, after), value=True))
+        return interrupt(self, None, None, length, self.log_radius.device).pad(before, after, length)
 
-    def mask(self, starts: Tensor | None, padded: Tensor | None) -> Self:
-        """Return the structure with Λ = 0 at document starts and Λ = 1 at pads."""
-        return replace(self, starts=starts, padded=padded)
+    def mask(self, starts: Tensor | None, padded: Tensor | None) -> Transition:
+        """Return the structure with Λ = 0 where `starts` (b, t) and Λ = 1 where `padded` (b, t) hold."""
+        given = starts if padded is None else padded
+        return self if given is None else interrupt(self, starts, padded, given.shape[1], given.device)
 
 
 def rotate(x: Tensor, re: Tensor, im: Tensor | None) -> Tensor:
