@@ -367,9 +367,8 @@ class DSFSystem:
         if system.output_gain is not None:
             phi = phi * _time_last(system.output_gain)[..., :, None]
         if system.D is not None:
-            phi = phi + system._feed_through(phi)[..., None, None] * torch.eye(
-                self.length, dtype=phi.dtype, device=phi.device
-            )
+            now = torch.eye(self.length, dtype=phi.dtype, device=phi.device)
+            phi = phi + system._feed_through(phi)[..., None, None] * now
         if self.lengths is not None:
             padded = self.padded.view(-1, *(1,) * (phi.ndim - 3), self.length)
             phi = phi.masked_fill(padded[..., :, None] | padded[..., None, :], 0.0)
