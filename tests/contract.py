@@ -60,7 +60,16 @@ _VARIANTS = {
         "hidden_act": "relu",
     },
 }
-_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2}
+_OF_SOME = {
+    "n_groups": 2,
+    "num_key_value_heads": 2,
+    "merge_symmetric": False,
+    "normalizer": "exp_softplus",
+    "feature_map": "elu+1",
+    "scale_keys": True,
+    "offset": "exp",
+    "conv_channels": "qk",
+}
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
 
 

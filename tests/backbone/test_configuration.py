@@ -126,6 +126,11 @@ def parameters_of_the_transition(config):
     return [getattr(mixer, key).tolist() for mixer in mixers for key in mixer.transition_parameters]
 
 
+def sizes_of_states(config):
+    cache = with_fixed_weights(config)(token_ids(), use_cache=True)[CACHE_NAME]
+    return [tuple(layer.recurrent_states[0].shape) for layer in cache.layers]
+
+
 def first_generated_token(config):
     model = with_fixed_weights(config)
     return model.generate(max_new_tokens=1, pad_token_id=0)[0, 0].item()
@@ -192,6 +197,15 @@ ALIVE = {
         ],
         beside={"position_embedding": "rope"},
     ),
+    # Taylor attention.
+    "order": Alive([2, 4]),
+    "merge_symmetric": Alive([True, False], sizes_of_states),
+    # Normalized attention.
+    "normalizer": Alive(["exp", "softplus", "sigmoid", "exp_exp", "exp_softplus", "exp_sigmoid", "exp_elu"]),
+    "feature_map": Alive(["identity", "elu+1"]),
+    "scale_keys": Alive([False, True]),
+    "offset": Alive(["none", "exp", "uniform"], parameters_of_the_transition),
+    "conv_channels": Alive(["qkv", "qk"], beside={"conv_kernel": 3}),
     # SSD.
     "n_groups": Alive([1, 2, 4]),
     "time_step_min": Alive([0.001, 0.01], parameters_of_the_transition),
@@ -276,6 +290,17 @@ NONSENSE_OF_SOME = [
     ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
     ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),
     ({"attention_dropout": 1.0}, ["attention_dropout=1.0", "[0, 1)"]),
+    ({"order": 0}, ["order=0", "from 1 to 64"]),
+    ({"order": 10**9}, ["order=1000000000", "from 1 to 64"]),
+    (
+        {"state_size": 400, "order": 2},
+        ["state_size=400", "80601 features of order 2", "65536", "lower state_size or order."],
+    ),
+    (
+        {"state_size": 17, "order": 4, "merge_symmetric": False},
+        ["state_size=17", "88741 features of order 4", "set merge_symmetric=True"],
+    ),
+    ({"conv_channels": "qk"}, ["conv_channels='qk'", "conv_kernel=0", "set conv_kernel"]),
     ({"n_groups": 3}, ["n_groups=3", "must divide num_heads=4"]),
     ({"n_groups": 0}, ["n_groups=0", "must divide num_heads=4"]),
     ({"time_step_min": 0.0}, ["time_step_min=0.0", "positive"]),

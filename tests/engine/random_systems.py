@@ -36,6 +36,7 @@ class Case:
     D: int | None = None
     input_gain: int | None = None
     output_gain: int | None = None
+    log_normalizer: bool = False
     starts: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
     state: bool = True
@@ -68,6 +69,8 @@ class Case:
             tensors["input_gain"] = weights(*lead["gain"], *(heads, width)[: self.input_gain - 2])
         if self.output_gain is not None:
             tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
+        if self.log_normalizer:
+            tensors["log_normalizer"] = normal(*lead["gain"], heads)
         if self.state:
             tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
         return {name: value.to(dtype) for name, value in tensors.items()}
@@ -81,7 +84,7 @@ class Case:
         transition = Identity()
         if self.decay is not None:
             transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
-        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
+        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain", "log_normalizer")}
         return DSFSystem(
             u=tensors["u"],
             B=tensors["B"],
@@ -187,6 +190,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         starts=draw.choice([None, tuple(sorted(time for time in range(length) if draw.random() < 0.3))]),
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
+        log_normalizer=not normalized and draw.random() < 0.3,
         seed=seed,
     )
     return replace(case, **fixed)

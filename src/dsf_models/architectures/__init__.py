@@ -1,8 +1,16 @@
 """One file per architecture. Importing this package registers them all."""
 
-from . import linear_attention, softmax_attention, ssd
+from . import linear_attention, normalized_attention, softmax_attention, ssd, taylor_attention
 from .linear_attention import *  # noqa: F403
+from .normalized_attention import *  # noqa: F403
 from .softmax_attention import *  # noqa: F403
 from .ssd import *  # noqa: F403
+from .taylor_attention import *  # noqa: F403
 
-__all__ = [*linear_attention.__all__, *softmax_attention.__all__, *ssd.__all__]
+__all__ = [
+    *linear_attention.__all__,
+    *normalized_attention.__all__,
+    *softmax_attention.__all__,
+    *ssd.__all__,
+    *taylor_attention.__all__,
+]
