@@ -1,5 +1,6 @@
 """Taylor attention: its features, what happens at odd orders, and how fast it becomes softmax attention."""
 
+import itertools
 import math
 import warnings
 
@@ -71,7 +72,7 @@ def test_convergence_to_softmax(merged):
             assert errors[-1] <= 2 * eps / (1 - eps) * v.norm(dim=-1).max().item()
         assert_close(phi, exact.truncated(order).transfer_matrix(), 1e-12)
     assert eps < 0.1, "the bound was put to no test"
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_even_orders_are_positive_and_odd_ones_need_not_be():

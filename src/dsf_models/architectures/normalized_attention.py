@@ -3,15 +3,15 @@
     y_i = Σ_{j<=i} φ(q_i)^T ψ(k_j) v_j / η_i        η_i = η(x_i) > 0        x_i = w_η^T u_i + b_η + offset, one per head
     Λ_i = (η_{i-1} / η_i) I        B_i = (1 / η_i) I ⊗ ψ(k_i)        C_i = I ⊗ φ(q_i)^T        D = 0
 
-It runs in the gauge Λ = 1, C_i = (1 / η_i) I ⊗ φ(q_i)^T: the same Φ, and no ratio of normalisers is ever formed. φ is the
-identity or ELU + 1, and ψ = φ, or φ / √m. Weights are signed (for φ the identity) and do not sum to one.
+It runs in the gauge Λ = 1, C_i = (1 / η_i) I ⊗ φ(q_i)^T: the same Φ, and no ratio of normalisers is ever formed. φ is
+the identity or ELU + 1, and ψ = φ, or φ / √m. Weights are signed (for φ the identity) and do not sum to one.
 
-| normalizer | η(x) | |
-|---|---|---|
-| exp, softplus, sigmoid | e^x, log(1 + e^x), σ(x) | the DSF paper's |
-| exp_exp, exp_softplus, exp_sigmoid, exp_elu | exp(e^x), 1 + e^x, exp(σ(x)), exp(ELU(x)) | exp of the follow-up's f(x) |
+| normalizer | η(x) |
+|---|---|
+| exp, softplus, sigmoid (the DSF paper) | e^x, log(1 + e^x), σ(x) |
+| exp_exp, exp_softplus, exp_sigmoid, exp_elu (the follow-up) | exp(e^x), 1 + e^x, exp(σ(x)), exp(ELU(x)) |
 
-What the follow-up calls "exp" is exp_exp here, and so on.
+The follow-up writes η = exp(f(x)) and names f alone: its "exp" is exp_exp here, and so on.
 
 Sources: Sieber et al. 2024 (arXiv 2405.15731); Rickenbach et al. 2025 (arXiv 2510.09379).
 """
@@ -65,7 +65,7 @@ class NormalizedAttentionConfig(DSFConfig):
     scale_keys: bool = False
     """Whether the features of keys are divided by √m."""
     offset: Literal["none", "exp", "uniform"] = "none"
-    """Learned offset of each head's pre-activation, and its start: spread over [4, 9] ("exp") or [8, 14] ("uniform")."""
+    """Learned offset of each head's pre-activation, and its start: over [4, 9] ("exp") or [8, 14] ("uniform")."""
     conv_channels: Literal["qkv", "qk"] = "qkv"
     """What the short convolution sees: queries, keys and values, or queries and keys alone."""
 

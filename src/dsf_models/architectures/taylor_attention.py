@@ -1,6 +1,7 @@
 """Taylor attention: softmax attention with the exponential cut off at order P, so that its state is finite.
 
-    y_i = Σ_{j<=i} T(s_ij) v_j / η_i        T(s) = Σ_{p<=P} s^p / p!        s_ij = q_i^T k_j / √m        η_i = Σ_{l<=i} T(s_il)
+    y_i = Σ_{j<=i} T(s_ij) v_j / η_i        s_ij = q_i^T k_j / √m        T(s) = Σ_{p<=P} s^p / p!
+    η_i = Σ_{l<=i} T(s_il)
     Λ_i = (η_{i-1} / η_i) I        B_i = (1 / η_i) I ⊗ φ(k_i)        C_i = I ⊗ φ(q_i)^T        D = 0
 
 φ(x) holds the monomials of m^(-1/4) x up to degree P, so that φ(q)^T φ(k) = T(s). Even orders give positive weights.
