@@ -43,7 +43,12 @@ def fields_of(config_class):
 
 
 def make(name, **changes):
-    return CONFIG_CLASSES[name](**SMALL | changes)
+    return CONFIG_CLASSES[name](**small(name) | changes)
+
+
+def small(name):
+    """Return the small sizes, without a choice where the architecture leaves none."""
+    return SMALL | CONFIG_CLASSES[name].fixed_fields
 
 
 # ---- documentation --------------------------------------------------------------------------------------------------
@@ -121,6 +126,11 @@ def spread_of_weights(config):
     return f"{fresh_model(config).embed_tokens.weight.std().item():.1g}"
 
 
+def spread_into_the_residual_stream(config):
+    mixers = [module for module in fresh_model(config).modules() if isinstance(module, DSFMixer)]
+    return f"{mixers[0].out_proj.weight.std().item():.1g}"
+
+
 def parameters_of_the_transition(config):
     mixers = [module for module in fresh_model(config).modules() if isinstance(module, DSFMixer)]
     return [getattr(mixer, key).tolist() for mixer in mixers for key in mixer.transition_parameters]
@@ -179,6 +189,7 @@ ALIVE = {
     "norm_eps": Alive([1e-6, 1e-2]),
     "dropout": Alive([0.0, 0.5], outputs_in_training),
     "initializer_range": Alive([0.02, 0.5], spread_of_weights),
+    "initialization": Alive(["declared", "as_released"], spread_into_the_residual_stream),
     "tie_word_embeddings": Alive([False, True], shares_its_embedding),
     "label_alignment": Alive(["next", "same"], loss),
     "use_cache": Alive([True, False], returns_a_cache),
@@ -229,12 +240,25 @@ def test_the_table_holds_no_field_that_is_gone():
     assert ALIVE.keys() == set().union(*map(fields_of, CONFIG_CLASSES.values()))
 
 
-@pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name in CONFIG_CLASSES for key in ALIVE if key in fields_of(CONFIG_CLASSES[name])]
-)
+def alive_in(name, key):
+    """Return the table's entry for a field; a head is as wide as the number of heads leaves it."""
+    if key == "head_dim":
+        heads = small(name)["num_heads"]
+        return Alive([16 // heads, 32 // heads], along=[{"expand": 1}, {"expand": 2}])
+    return ALIVE[key]
+
+
+def choices():
+    """Return every architecture with every field in which it has a choice."""
+    for name, config_class in CONFIG_CLASSES.items():
+        for key in fields_of(config_class).keys() - config_class.fixed_fields.keys():
+            yield name, key
+
+
+@pytest.mark.parametrize(("name", "key"), sorted(choices()))
 @torch.no_grad()
 def test_every_field_is_alive(name, key):
-    alive, seen = ALIVE[key], []
+    alive, seen = alive_in(name, key), []
     for index, value in enumerate(alive.values):
         if value == "rope" and not CONFIG_CLASSES[name].uses_rope:
             continue
@@ -256,12 +280,12 @@ NONSENSE = [
     ({"num_heads": -4, "head_dim": -4}, ["num_heads=-4", "positive"]),
     ({"num_heads": 3}, ["num_heads=3", "does not divide", "16", "choose a divisor, or set head_dim"]),
     ({"num_attention_heads": 3}, ["num_heads=3", "does not divide"]),
-    ({"head_dim": 5}, ["head_dim=5", "20", "16", "leave head_dim out"]),
+    ({"head_dim": 5}, ["head_dim=5", "num_heads · head_dim", "16", "leave head_dim out"]),
     ({"head_dim": 0}, ["head_dim=0", "positive"]),
     ({"expand": 0}, ["expand=0", "positive"]),
     ({"expand": float("inf")}, ["expand=inf", "finite"]),
     ({"expand": float("nan")}, ["expand=nan", "finite"]),
-    ({"expand": 1.3}, ["num_heads=4", "20.8", "choose a divisor"]),
+    ({"expand": 1.3}, ["num_heads=", "20.8", "choose a divisor"]),
     ({"state_size": 0}, ["state_size=0", "positive"]),
     ({"conv_kernel": 1}, ["conv_kernel=1", "use 0 (none) or at least 2 taps"]),
     ({"conv_kernel": -1}, ["conv_kernel=-1", "at least 2 taps"]),
@@ -357,6 +381,16 @@ def test_nonsense_in_fields_of_some_is_refused(name, changes, message):
     assert all(part in found for part in message), found
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, config_class in CONFIG_CLASSES.items() for key in config_class.fixed_fields]
+)
+def test_a_field_without_a_choice_is_refused_at_other_values(name, key):
+    only = CONFIG_CLASSES[name].fixed_fields[key]
+    assert getattr(CONFIG_CLASSES[name](), key) == only
+    found = refusal(name, **{key: 2 * only})
+    assert all(part in found for part in (f"{key}={2 * only}", name, f"no choice but {only}", "out")), found
+
+
 @every_architecture
 def test_nonsense_about_rotary_positions_is_refused(name):
     if not CONFIG_CLASSES[name].uses_rope:
@@ -413,7 +447,7 @@ def other_values(name):
     """Return the last value of the table for every field that fits beside the others."""
     beside = MLP | {"position_embedding": "learned"}
     skipped = {"channel_mixer", "position_embedding", "rope_parameters", "head_dim", "expand", "num_heads", "n_groups"}
-    fields = fields_of(CONFIG_CLASSES[name])
+    fields = fields_of(CONFIG_CLASSES[name]).keys() - CONFIG_CLASSES[name].fixed_fields.keys()
     return {key: alive.values[-1] for key, alive in ALIVE.items() if key in fields and key not in skipped} | beside
 
 
@@ -445,7 +479,7 @@ def test_round_trip(name, tmp_path):
 @every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
     config = make(name, expand=2)
-    assert (config.head_dim, config.inner_size, config.intermediate_size) == (8, 32, 64)
+    assert (config.head_dim * config.num_heads, config.inner_size, config.intermediate_size) == (32, 32, 64)
     assert getattr(config, "num_key_value_heads", 4) == 4
 
 
@@ -475,6 +509,7 @@ def test_keywords_of_transformers(name):
     assert config.dtype in ("bfloat16", torch.bfloat16)
     assert make(name, num_labels=5).num_labels == 5
     assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
-    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=2)
-    assert aliased.num_heads == aliased.num_attention_heads == 2
+    heads = CONFIG_CLASSES[name].fixed_fields.get("num_heads", 2)
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads)
+    assert aliased.num_heads == aliased.num_attention_heads == heads
     assert "num_attention_heads" not in aliased.to_diff_dict()

@@ -61,8 +61,6 @@ class LSTMConfig(DSFConfig):
 class LSTMMixer(DSFMixer):
     """Runs torch's fused LSTM over the normed hidden states; h and c are the cached state."""
 
-    released_zeros: ClassVar[tuple[str, ...]] = ("bias_ih", "bias_hh")
-
     def __init__(self, config: LSTMConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         rows = 4 * config.inner_size
