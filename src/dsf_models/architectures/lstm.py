@@ -11,6 +11,7 @@ Sources: Hochreiter and Schmidhuber 1997; Sieber et al. 2024 (arXiv 2405.15731),
 from typing import Any, ClassVar, NoReturn
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -77,7 +78,7 @@ class LSTMMixer(DSFMixer):
     def init_parameters(self) -> None:
         """Draw W and R as torch does, uniformly within 1 / √d; biases are 0, that of the forget gates 1.
 
-        There is no spectrum to intend; with forget gates near σ(1) = 0.73 the cells start with a memory of a few tokens.
+        There is no spectrum to intend; forget gates near σ(1) = 0.73 give the cells a memory of a few tokens at first.
         """
         bound = self.inner_size**-0.5
         init.uniform_(self.weight_ih, -bound, bound)
@@ -148,7 +149,7 @@ def evaluate_lstm(inputs: Tensor, state: Tensor, weights: list[Tensor], layout: 
     y, last = _fused_lstm(spread, state, torch.cat([weights[0], pads, resets], dim=1), *weights[1:])
     y = y.gather(1, slots[..., None].expand(-1, -1, y.shape[-1]))
     if lengths is None:
-        return y, last
+        return y, torch.stack([y[:, -1], last[:, 1]], dim=1)
     final = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, y.shape[-1])
     h = torch.where((lengths > 0)[:, None], y.gather(1, final)[:, 0], state[:, 0])
     return y, torch.stack([h, last[:, 1]], dim=1)
@@ -198,8 +199,9 @@ def _run_lstm(inputs: Tensor, state: Tensor, *weights: Tensor) -> tuple[Tensor, 
     return y, torch.stack([h[0], c[0]], dim=1)
 
 
-# torch.compile cannot differentiate torch's kernel. As an operator of its own it is left whole; what its backward pass
-# needs is computed again there.
+# ---- under torch.compile --------------------------------------------------------------------------------------------
+
+# Compilers unroll torch's kernel over time, or fail in its backward pass. As an operator of its own it is left whole.
 
 
 @torch.library.custom_op("dsf_models::lstm", mutates_args=())
@@ -216,24 +218,54 @@ def _(inputs: Tensor, state: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("dsf_models::lstm_backward", mutates_args=())
 def _compiled_lstm_backward(grad_y: Tensor, grad_state: Tensor, arguments: list[Tensor]) -> list[Tensor]:
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in arguments]
-        outputs = _run_lstm(*leaves)
-    return list(torch.autograd.grad(outputs, leaves, [grad_y, grad_state]))
+    """Backpropagation through time: the gradients of all arguments of `_compiled_lstm`, from gates computed again."""
+    inputs, _, weight_ih, weight_hh, _, _ = arguments
+    steps = _gates(*arguments)
+    grad_h, grad_c = grad_state.unbind(1)
+    rows: list[Tensor] = []
+    for (k, f, g, o, c_before, c, _), grad in zip(reversed(steps), reversed(grad_y.unbind(1)), strict=True):
+        grad_h, tanh_c = grad_h + grad, c.tanh()
+        grad_c = grad_c + grad_h * o * (1 - tanh_c**2)
+        by_gate = [grad_c * g * k * (1 - k), grad_c * c_before * f * (1 - f), grad_c * k * (1 - g**2)]
+        rows.append(torch.cat([*by_gate, grad_h * tanh_c * o * (1 - o)], dim=-1))
+        grad_h, grad_c = rows[-1] @ weight_hh, grad_c * f
+    grad_gates = torch.stack(rows[::-1], dim=1)
+    h_before = torch.stack([step[-1] for step in steps], dim=1)
+    grad_bias = grad_gates.sum((0, 1))
+    return [
+        grad_gates @ weight_ih,
+        torch.stack([grad_h, grad_c], dim=1),
+        grad_gates.flatten(0, 1).T @ inputs.flatten(0, 1),
+        grad_gates.flatten(0, 1).T @ h_before.flatten(0, 1),
+        grad_bias,
+        grad_bias.clone(),
+    ]
+
+
+def _gates(
+    inputs: Tensor, state: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> list[tuple[Tensor, ...]]:
+    """Return σ(k), σ(f), tanh(g), σ(o), c_{i-1}, c_i and h_{i-1} of every step."""
+    steps, (h, c) = [], state.unbind(1)
+    for driven in F.linear(inputs, weight_ih, bias_ih + bias_hh).unbind(1):
+        k, f, g, o = (driven + h @ weight_hh.T).chunk(4, dim=-1)
+        k, f, g, o = k.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c_before, c = c, f * c + k * g
+        steps.append((k, f, g, o, c_before, c, h))
+        h = o * c.tanh()
+    return steps
 
 
 @_compiled_lstm_backward.register_fake
 def _(grad_y: Tensor, grad_state: Tensor, arguments: list[Tensor]) -> list[Tensor]:
-    return [torch.empty_like(x) for x in arguments]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments]
 
 
 def _save_arguments(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor, grad_state: Tensor
-) -> tuple[Tensor, ...]:
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
     return tuple(_compiled_lstm_backward(grad_y, grad_state, list(ctx.saved_tensors)))
 
 

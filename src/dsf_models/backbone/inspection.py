@@ -82,9 +82,7 @@ class InspectionMixin:
         return seen
 
 
-def _system_or_none(
-    mixer: DSFMixer, args: tuple, kwargs: dict[str, Any]
-) -> DSFSystem | SoftmaxSystem | None:
+def _system_or_none(mixer: DSFMixer, args: tuple, kwargs: dict[str, Any]) -> DSFSystem | SoftmaxSystem | None:
     try:
         return mixer.observed_system(*args, **kwargs)
     except NotADynamicalSystemError:
