@@ -46,6 +46,8 @@ _VARIANTS = {
         "channel_mixer": "swiglu",
         "mlp_bias": True,
         "norm": "layernorm",
+        "embedding_scale": 2.0,
+        "logit_softcap": 5.0,
         "position_embedding": "learned",
         "max_position_embeddings": 24,
         "tie_word_embeddings": True,
@@ -83,6 +85,9 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     if config_class.uses_rope:
         found["rope"] = small | own | {"position_embedding": "rope", "conv_kernel": 3}
         found["rope_bare"] = small | own | {"position_embedding": "rope"}
+    if "sliding_window" in config_class.__dataclass_fields__:
+        found["sliding"] = small | own | {"sliding_window": 4, "position_embedding": "rope", "conv_kernel": 3}
+        found["sliding_bare"] = small | {"sliding_window": 5}
     if hasattr(config_class, "minimal"):
         found["minimal"] = small | {"num_heads": 1}
     return found

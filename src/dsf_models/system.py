@@ -517,6 +517,8 @@ class SoftmaxSystem:
     """(b, t) True where a packed document starts: attention does not look across."""
     lengths: Tensor | None = None
     """(b,) number of real tokens at the front of each row."""
+    window: int | None = None
+    """Number of positions that a query sees, its own among them; None for all."""
 
     def __post_init__(self) -> None:
         q, k, u = tuple(self.q.shape), tuple(self.k.shape), tuple(self.u.shape)
@@ -531,7 +533,18 @@ class SoftmaxSystem:
             )
         if not self.scale > 0:
             raise DSFSystemError(f"scale={self.scale} is not positive: give the factor of the logits, usually 1/√m.")
+        if self.window is not None and self.window < 1:
+            raise DSFSystemError(
+                f"window={self.window} is below 1: give the number of positions seen, or None for all."
+            )
         _check_layout(self.starts, self.lengths, q[0], q[1])
+
+    def _refuse_window(self, what: str) -> None:
+        if self.window is not None:
+            raise DSFSystemError(
+                f"window={self.window}: attention drops each input after {self.window} steps, which no scalar Λ does: "
+                f"there is no {what}; read Φ with transfer_matrix()."
+            )
 
     @property
     def state_size(self) -> float:
@@ -544,7 +557,7 @@ class SoftmaxSystem:
         return self.q.shape[1]
 
     def logits(self) -> Tensor:
-        """Return s_ij in float64, -inf where j > i and across documents: (b, h, t, t).
+        """Return s_ij in float64, -inf where j > i, across documents and outside the window: (b, h, t, t).
 
         Pads stand behind a row's real tokens, which therefore never look at them.
         """
@@ -554,6 +567,8 @@ class SoftmaxSystem:
         if self.starts is not None:
             document = self.starts.long().cumsum(1)
             allowed = allowed & (document[:, :, None] == document[:, None, :])
+        if self.window is not None:
+            allowed = allowed.triu(1 - self.window)
         return logits.masked_fill(~allowed[:, None], -math.inf)
 
     def transfer_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -570,8 +585,9 @@ class SoftmaxSystem:
             realisation: "normalised" (default) or "native", in which λ = 1 (the normaliser stands in C).
 
         Raises:
-            DSFSystemError: unknown realisation.
+            DSFSystemError: unknown realisation, or attention within a window.
         """
+        self._refuse_window("eigenvalues of this kind")
         realisation = _checked_realisation(realisation or "normalised")
         lse = self.logits().logsumexp(-1).transpose(1, 2)
         values = (lse[:, :-1] - lse[:, 1:]).exp() if realisation == "normalised" else torch.ones_like(lse[:, 1:])
@@ -601,12 +617,13 @@ class SoftmaxSystem:
             `DSFSystem` in float64 with n = Σ_{p<=P} m^p states per channel.
 
         Raises:
-            DSFSystemError: a negative order.
+            DSFSystemError: a negative order, or attention within a window.
 
         Source: the feature map of Sieber et al. 2024 for softmax, cut off at order P.
         """
         if order < 0:
             raise DSFSystemError(f"order={order} is negative: give the Taylor order P >= 0.")
+        self._refuse_window("truncation")
         root = math.sqrt(self.scale)
         heads = self.q.shape[2]
         return DSFSystem(

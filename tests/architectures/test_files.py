@@ -26,8 +26,13 @@ def token_ids():
 
 
 def spectra(model, ids):
+    """Return the eigenvalues of every system, or Φ where attention within a window has none."""
     systems = [system for system in model.dsf_systems(ids) if system is not None]
-    return [system.eigenvalues().values.abs().tolist() for system in systems]
+    windowed = [getattr(system, "window", None) is not None for system in systems]
+    return [
+        (system.transfer_matrix() if within else system.eigenvalues().values.abs()).tolist()
+        for system, within in zip(systems, windowed, strict=True)
+    ]
 
 
 def transition_parameters(model):

@@ -190,6 +190,8 @@ ALIVE = {
     "dropout": Alive([0.0, 0.5], outputs_in_training),
     "initializer_range": Alive([0.02, 0.5], spread_of_weights),
     "initialization": Alive(["declared", "as_released"], spread_into_the_residual_stream),
+    "embedding_scale": Alive([1.0, 4.0, 0.5]),
+    "logit_softcap": Alive([None, 30.0, 1]),
     "tie_word_embeddings": Alive([False, True], shares_its_embedding),
     "label_alignment": Alive(["next", "same"], loss),
     "use_cache": Alive([True, False], returns_a_cache),
@@ -199,6 +201,7 @@ ALIVE = {
     # Softmax attention.
     "num_key_value_heads": Alive([4, 2, 1]),
     "attention_dropout": Alive([0.0, 0.5], outputs_in_training),
+    "sliding_window": Alive([None, 2, 5]),
     "rope_parameters": Alive(
         [
             {"rope_type": "default", "rope_theta": 10000.0},
@@ -303,6 +306,10 @@ NONSENSE = [
     ({"dropout": 1.0}, ["dropout=1.0", "[0, 1)"]),
     ({"dropout": -0.1}, ["dropout=-0.1", "[0, 1)"]),
     ({"initializer_range": -0.02}, ["initializer_range=-0.02", "positive"]),
+    ({"embedding_scale": 0.0}, ["embedding_scale=0.0", "positive"]),
+    ({"embedding_scale": float("inf")}, ["embedding_scale=inf", "finite"]),
+    ({"logit_softcap": 0.0}, ["logit_softcap=0.0", "positive", "None for none"]),
+    ({"logit_softcap": float("nan")}, ["logit_softcap=nan", "None for none"]),
     ({"pad_token_id": VOCAB}, [f"pad_token_id={VOCAB}", f"0 to {VOCAB - 1}", "None"]),
     ({"pad_token_id": -1}, ["pad_token_id=-1", f"0 to {VOCAB - 1}"]),
     ({"bos_token_id": VOCAB}, [f"bos_token_id={VOCAB}", f"0 to {VOCAB - 1}"]),
@@ -314,6 +321,8 @@ NONSENSE_OF_SOME = [
     ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
     ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),
     ({"attention_dropout": 1.0}, ["attention_dropout=1.0", "[0, 1)"]),
+    ({"sliding_window": 1}, ["sliding_window=1", "at least 2", "None for all"]),
+    ({"sliding_window": -4}, ["sliding_window=-4", "at least 2"]),
     ({"order": 0}, ["order=0", "from 1 to 64"]),
     ({"order": 10**9}, ["order=1000000000", "from 1 to 64"]),
     (

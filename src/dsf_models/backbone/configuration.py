@@ -117,6 +117,10 @@ class DSFConfig(PreTrainedConfig):
     """"declared": what each source states. "as_released": what the DSF paper's code does, which draws every projection
     anew (so that every Δ starts at softplus(0)) and scales down those into the residual stream."""
 
+    embedding_scale: float | int = 1.0
+    """Factor of the token embeddings (Gemma's is √hidden_size)."""
+    logit_softcap: float | int | None = None
+    """Bound c of the language model's logits, c · tanh(logits / c); None for none."""
     tie_word_embeddings: bool = False
     """Whether the language-model head shares the embedding's weights."""
     label_alignment: Literal["next", "same"] = "next"
@@ -218,7 +222,13 @@ class DSFConfig(PreTrainedConfig):
         self._require_activation("gate", allow_none=True)
         self._require_activation("hidden_act")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
-        self._require_positive("norm_eps", "initializer_range")
+        self._require_positive("norm_eps", "initializer_range", "embedding_scale")
+        require(
+            self.logit_softcap is None or 0 < self.logit_softcap < math.inf,
+            "logit_softcap",
+            self.logit_softcap,
+            "give a positive and finite bound, or None for none.",
+        )
         require(
             self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
             "channel_mixer_depth",

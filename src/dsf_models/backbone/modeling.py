@@ -63,6 +63,7 @@ ATTENTION_LAYER_TYPES = ("full_attention", "dsf_attention")
 
 # transformers prepares masks ahead of a compiled decoding step only if every layer type has a mask function.
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_state"] = recurrent_mask
+LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_sliding"] = {"dsf_state": recurrent_mask}
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
     "dsf_attention": create_causal_mask,
     "dsf_state": recurrent_mask,
@@ -186,6 +187,7 @@ class DSFModel(DSFPreTrainedModel):
         self.norm = build_norm(config, config.hidden_size)
         self.layer_types = config.layer_types
         self.keeps_keys = bool(set(self.layer_types) & set(ATTENTION_LAYER_TYPES))
+        self.attends = self.keeps_keys or "dsf_sliding" in self.layer_types
         self.gradient_checkpointing = False
         self._keep_transition_parameters_in_float32()
         self.post_init()
@@ -256,8 +258,10 @@ class DSFModel(DSFPreTrainedModel):
             cache = DynamicCache(config=self.config)
         if self.keeps_keys:
             self._add_causal_masks(masks, hidden, full_mask, cache, layout)
-            if layout.documents is not None:
-                kwargs = self._varlen_keywords(layout, full_mask) | kwargs
+        if self.attends and layout.documents is not None:
+            kwargs = self._varlen_keywords(layout, full_mask) | kwargs
+        if self.config.embedding_scale != 1:
+            hidden = hidden * self.config.embedding_scale
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
@@ -398,6 +402,8 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if (cap := self.config.logit_softcap) is not None:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             mask = recurrent_mask(self.config, labels, attention_mask) if isinstance(attention_mask, Tensor) else None
