@@ -1,6 +1,7 @@
 """One file per architecture. Importing this package registers them all."""
 
-from . import linear_attention, lstm, normalized_attention, softmax_attention, ssd, taylor_attention
+from . import hybrid, linear_attention, lstm, normalized_attention, softmax_attention, ssd, taylor_attention
+from .hybrid import *  # noqa: F403
 from .linear_attention import *  # noqa: F403
 from .lstm import *  # noqa: F403
 from .normalized_attention import *  # noqa: F403
@@ -9,6 +10,7 @@ from .ssd import *  # noqa: F403
 from .taylor_attention import *  # noqa: F403
 
 __all__ = [
+    *hybrid.__all__,
     *linear_attention.__all__,
     *lstm.__all__,
     *normalized_attention.__all__,

@@ -233,8 +233,8 @@ class SoftmaxAttentionMixer(DSFMixer):
         if layout.starts is not None:
             if real is not None and "flash" in self.config._attn_implementation:
                 raise ValueError(
-                    "FlashAttention takes packed documents or a cached window, not both: give one document a row, or use "
-                    'attn_implementation="sdpa".'
+                    "FlashAttention takes packed documents or a cached window, not both: give one document a row, or "
+                    'use attn_implementation="sdpa".'
                 )
             documents = F.pad(layout.starts.long().cumsum(1), (num_keys - length, 0))
             allowed = and_masks(allowed, packed_sequence_mask_function(documents))

@@ -3,6 +3,7 @@
 Letters: b batch, t time, d hidden_size, v vocabulary.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -61,11 +62,17 @@ logger = logging.get_logger(__name__)
 ATTENTION_LAYER_TYPES = ("full_attention", "dsf_attention")
 """Cache layer types of layers that hold keys and values, and so need a causal mask."""
 
+
+def _causal_mask(layer_type: str, config: DSFConfig, **kwargs: Any) -> Any:
+    """Return the attention backend's causal mask for layers of one type, which transformers sizes by the first one."""
+    return create_causal_mask(config=config, layer_idx=config.layer_types.index(layer_type), **kwargs)
+
+
 # transformers prepares masks ahead of a compiled decoding step only if every layer type has a mask function.
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_state"] = recurrent_mask
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_sliding"] = {"dsf_state": recurrent_mask}
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
-    "dsf_attention": create_causal_mask,
+    "dsf_attention": partial(_causal_mask, "dsf_attention"),
     "dsf_state": recurrent_mask,
 }
 
@@ -180,7 +187,7 @@ class DSFModel(DSFPreTrainedModel):
         if config.position_embedding == "learned":
             self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding == "rope":
-            self.rotary_emb = DSFRotaryEmbedding(config)
+            self.rotary_emb = DSFRotaryEmbedding(config.rotary_config)
         self.uses_positions = config.position_embedding != "none"
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
@@ -319,8 +326,9 @@ class DSFModel(DSFPreTrainedModel):
                     "softmax attention cannot cache packed documents: pass use_cache=False, or one document a row."
                 )
             same_document = packed_sequence_mask_function(layout.documents) if layout.documents is not None else None
-            masks[layer_type] = create_causal_mask(
-                config=self.config,
+            masks[layer_type] = _causal_mask(
+                layer_type,
+                self.config,
                 inputs_embeds=hidden,
                 attention_mask=full_mask,
                 position_ids=None,
