@@ -65,6 +65,7 @@ _VARIANTS = {
 _OF_SOME = {
     "n_groups": 2,
     "num_key_value_heads": 2,
+    "reversed_sigmoid": True,
     "merge_symmetric": False,
     "normalizer": "exp_softplus",
     "feature_map": "elu+1",

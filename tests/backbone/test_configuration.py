@@ -224,6 +224,10 @@ ALIVE = {
     "scale_keys": Alive([False, True]),
     "offset": Alive(["none", "exp", "uniform"], parameters_of_the_transition),
     "conv_channels": Alive(["qkv", "qk"], beside={"conv_kernel": 3}),
+    # qLSTM.
+    "gates_from": Alive(["inner", "hidden"], beside={"conv_kernel": 3}),
+    "reversed_sigmoid": Alive([False, True]),
+    "learn_exponent": Alive([True, False], beside={"reversed_sigmoid": True}),
     # SSD.
     "n_groups": Alive([1, 2, 4]),
     "time_step_min": Alive([0.001, 0.01], parameters_of_the_transition),
@@ -365,6 +369,7 @@ NONSENSE_OF_SOME = [
     ({"time_step_limit": (2.0, 1.0)}, ["time_step_limit=[2.0, 1.0]", "the smaller first"]),
     ({"time_step_limit": (1.0,)}, ["time_step_limit=[1.0]", "two non-negative numbers"]),
     ({"time_step_limit": (-1.0, 1.0)}, ["time_step_limit=[-1.0, 1.0]", "two non-negative numbers"]),
+    ({"learn_exponent": True}, ["learn_exponent=True", "set reversed_sigmoid=True"]),
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),

@@ -220,6 +220,9 @@ class DSFConfig(PreTrainedConfig):
             self.logit_softcap,
             "give a positive and finite bound, or None for none.",
         )
+        for name, only in self.fixed_fields.items():
+            value = getattr(self, name)
+            require(value == only, name, value, f"{self.model_type} leaves no choice but {only}: leave {name} out.")
         require(
             self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
             "channel_mixer_depth",

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
+from ..transitions import DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
+from .elementwise import evaluate_elementwise
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
@@ -26,7 +27,11 @@ __all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate
 
 MODES = ("recurrent", "chunked", "matrix")
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
+CHUNKED_KERNELS = {
+    Identity: evaluate_chunked,
+    ScalarDecay: evaluate_chunked,
+    ElementwiseDecay: evaluate_elementwise,
+}
 """The chunked kernel of each structure of Λ."""
 
 
