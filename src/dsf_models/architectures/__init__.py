@@ -7,6 +7,7 @@ from . import (
     normalized_attention,
     qlstm,
     rg_lru,
+    s4,
     softmax_attention,
     ssd,
     taylor_attention,
@@ -17,6 +18,7 @@ from .lstm import *  # noqa: F403
 from .normalized_attention import *  # noqa: F403
 from .qlstm import *  # noqa: F403
 from .rg_lru import *  # noqa: F403
+from .s4 import *  # noqa: F403
 from .softmax_attention import *  # noqa: F403
 from .ssd import *  # noqa: F403
 from .taylor_attention import *  # noqa: F403
@@ -28,6 +30,7 @@ __all__ = [
     *normalized_attention.__all__,
     *qlstm.__all__,
     *rg_lru.__all__,
+    *s4.__all__,
     *softmax_attention.__all__,
     *ssd.__all__,
     *taylor_attention.__all__,

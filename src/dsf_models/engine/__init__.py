@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
+from ..transitions import DPLR, DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
+from .dplr import evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -31,6 +32,7 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
 
