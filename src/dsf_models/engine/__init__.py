@@ -15,10 +15,21 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DPLR, DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
+from ..transitions import (
+    DPLR,
+    DeltaRule,
+    DSFSystemError,
+    ElementwiseDecay,
+    Identity,
+    KeyDiagonal,
+    ScalarDecay,
+    Transition,
+)
 from .convolution import causal_convolution
+from .delta_rule import evaluate_delta_rule
 from .dplr import evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
+from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
@@ -32,6 +43,8 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    KeyDiagonal: evaluate_key_diagonal,
+    DeltaRule: evaluate_delta_rule,
     DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
