@@ -8,6 +8,7 @@ Importing the package registers every architecture with transformers' Auto class
 from . import architectures
 from .architectures import *  # noqa: F403
 from .backbone import DSFConfig, DSFMixer, list_architectures
+from .errors import NotADynamicalSystemError
 from .filters import FilterSystem
 from .system import DSFSystem, SoftmaxSystem
 
@@ -16,6 +17,7 @@ __all__ = [
     "DSFMixer",
     "DSFSystem",
     "FilterSystem",
+    "NotADynamicalSystemError",
     "SoftmaxSystem",
     "list_architectures",
     *architectures.__all__,

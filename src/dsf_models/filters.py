@@ -145,7 +145,7 @@ def mirror(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 def _check_time_invariant(system: DSFSystem) -> None:
     system.require_time_invariant("a filter")
-    for name in ("B", "C", "input_gain", "output_gain"):
+    for name in ("B", "C", "input_gain", "output_gain", "log_normalizer"):
         value = getattr(system, name)
         if value is not None and value.shape[0] != 1:
             raise DSFSystemError(f"{name} has shape {tuple(value.shape)}: a filter takes one for all rows, (1, 1, …).")

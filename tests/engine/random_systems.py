@@ -48,6 +48,7 @@ class Case:
     D: int | None = None
     input_gain: int | None = None
     output_gain: int | None = None
+    log_normalizer: bool = False
     starts: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
     state: bool = True
@@ -91,6 +92,8 @@ class Case:
             tensors["input_gain"] = weights(*lead["gain"], *(heads, width)[: self.input_gain - 2])
         if self.output_gain is not None:
             tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
+        if self.log_normalizer:
+            tensors["log_normalizer"] = normal(*lead["gain"], heads)
         if self.state:
             columns = 1 if self.maps else width + int(self.normalized)
             tensors["state"] = weights(self.batch, heads, self.states, columns)
@@ -132,7 +135,7 @@ class Case:
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        optional = ("B", "C", "input_map", "output_map", "D", "input_gain", "output_gain")
+        optional = ("B", "C", "input_map", "output_map", "D", "input_gain", "output_gain", "log_normalizer")
         return DSFSystem(
             u=tensors["u"],
             transition=self._transition(tensors),
@@ -273,6 +276,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         seed=seed,
         # Channels that each have their own λ share no normaliser; DPLR and the delta rule take weights of either sign.
         structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
+        log_normalizer=not normalized and draw.random() < 0.3,
     )
     if draw.random() < 0.3:
         case = replace(case, **_rotation_fields(case, draw))
@@ -283,7 +287,8 @@ def _rotation_fields(case: Case, draw: random.Random) -> dict[str, object]:
     """Draw what makes a case one with constant eigenvalues, half of the time with constant factors or maps too."""
     fields: dict[str, object] = {"structure": draw.choice(ROTATIONS), "decay": draw.choice(RADII)}
     if draw.random() < 0.3:
-        alone = {"groups_B": 1, "groups_C": 1, "normalized": False, "input_gain": None, "output_gain": None}
+        gains = {"input_gain": None, "output_gain": None, "normalized": False, "log_normalizer": False}
+        alone = {"groups_B": 1, "groups_C": 1, **gains}
         return fields | alone | {"heads": 1, "maps": True}
     if draw.random() < 0.5:
         fields["broadcasts"] = tuple({*case.broadcasts, *CONSTANT_FACTORS, "gain time"})

@@ -1,6 +1,6 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
-from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
+from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
 from .layout import TokenLayout
 from .mixer import DSFMixer, softplus_inverse
@@ -28,6 +28,7 @@ __all__ = [
     "DSFMixer",
     "DSFModel",
     "DSFPreTrainedModel",
+    "DSFSlidingLayer",
     "DSFStateLayer",
     "DSFStaticAttentionLayer",
     "RecallConstructionMixin",
