@@ -75,6 +75,8 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         found["rope_bare"] = _SMALL | own | {"position_embedding": "rope"}
     if hasattr(config_class, "minimal"):
         found["minimal"] = _SMALL | {"num_heads": 1}
+    if not config_class.uses_heads:
+        found = {case: fields | {"num_heads": 1} for case, fields in found.items()}
     return found
 
 
@@ -226,6 +228,11 @@ def mixer_calls(model: PreTrainedModel, **inputs: Any) -> Iterator[tuple[DSFMixe
 # ---- the contract ---------------------------------------------------------------------------------------------------
 
 
+def apply(phi: Tensor, u: Tensor) -> Tensor:
+    """Return Φu (b, t, h, p), with Φ (b, h, t, t), or (b, h, p, t, t) where channels differ."""
+    return torch.einsum("bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp", phi, u)
+
+
 def assert_modes_agree(model: PreTrainedModel, **inputs: Tensor) -> None:
     """Each layer's system gives one result in every mode of the engine, gradients included."""
     tolerance = TOLERANCE[model.dtype]
@@ -240,7 +247,7 @@ def assert_modes_agree(model: PreTrainedModel, **inputs: Tensor) -> None:
             assert_close(y, expected, tolerance, f"layer {layer}, {mode}")
             found = gradients(model, (y * weight).sum())
             assert_gradients_close(found, reference, tolerance, f"layer {layer}, {mode}")
-        applied = torch.einsum("bhij,bjhp->bihp", system.transfer_matrix(), system.u.double())
+        applied = apply(system.transfer_matrix(), system.u.double())
         assert_close(applied, expected, 1e-10 if model.dtype == torch.float64 else 1e-5, f"layer {layer}, Φ")
 
 
@@ -253,8 +260,7 @@ def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: 
         hidden, layout = args[0], args[1]
         phi = system.transfer_matrix()
         u = system.u.repeat_interleave(phi.shape[1] // system.u.shape[2], dim=2)
-        equation = "bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp"
-        y = torch.einsum(equation, phi, u.double()).to(hidden.dtype)
+        y = apply(phi, u.double()).to(hidden.dtype)
         rebuilt = layout.scatter(mixer.finish(y.flatten(2), layout.gather(hidden)))
         real = torch.ones(hidden.shape[:2], dtype=torch.bool)
         real = inputs["attention_mask"].bool() if "attention_mask" in inputs else real

@@ -43,7 +43,8 @@ def fields_of(config_class):
 
 
 def make(name, **changes):
-    return CONFIG_CLASSES[name](**SMALL | changes)
+    heads = {} if CONFIG_CLASSES[name].uses_heads else {"num_heads": 1}
+    return CONFIG_CLASSES[name](**SMALL | heads | changes)
 
 
 # ---- documentation --------------------------------------------------------------------------------------------------
@@ -150,6 +151,8 @@ class Alive:
 
 
 MLP = {"channel_mixer": "mlp"}
+HEADS = {"num_heads", "head_dim"}
+"""Fields that can take one value only where the mixer has no heads."""
 ALIVE = {
     "vocab_size": Alive([VOCAB, VOCAB + 2]),
     "hidden_size": Alive([16, 24]),
@@ -198,6 +201,10 @@ ALIVE = {
     "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
     "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
     "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+    # S6.
+    "time_step_rank": Alive([1, 2, 3]),
+    "time_step_floor": Alive([0.0001, 0.05], parameters_of_the_transition),
+    "conv_activation": Alive(["silu", "relu"], beside={"conv_kernel": 3}),
 }
 
 
@@ -216,7 +223,13 @@ def test_the_table_holds_no_field_that_is_gone():
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name in CONFIG_CLASSES for key in ALIVE if key in fields_of(CONFIG_CLASSES[name])]
+    ("name", "key"),
+    [
+        (name, key)
+        for name, config_class in CONFIG_CLASSES.items()
+        for key in ALIVE
+        if key in fields_of(config_class) and (config_class.uses_heads or key not in HEADS)
+    ],
 )
 @torch.no_grad()
 def test_every_field_is_alive(name, key):
@@ -247,7 +260,7 @@ NONSENSE = [
     ({"expand": 0}, ["expand=0", "positive"]),
     ({"expand": float("inf")}, ["expand=inf", "finite"]),
     ({"expand": float("nan")}, ["expand=nan", "finite"]),
-    ({"expand": 1.3}, ["num_heads=4", "20.8", "choose a divisor"]),
+    ({"expand": 1.3}, ["expand=1.3", "20.8", "no whole number"]),
     ({"state_size": 0}, ["state_size=0", "positive"]),
     ({"conv_kernel": 1}, ["conv_kernel=1", "use 0 (none) or at least 2 taps"]),
     ({"conv_kernel": -1}, ["conv_kernel=-1", "at least 2 taps"]),
@@ -311,11 +324,26 @@ def refusal(name, **changes):
     return str(error.value)
 
 
-@every_architecture
-@pytest.mark.parametrize(("changes", "message"), NONSENSE, ids=[str(changes) for changes, _ in NONSENSE])
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        pytest.param(name, *case, id=f"{name}-{case[0]}")
+        for case in NONSENSE
+        for name, config_class in CONFIG_CLASSES.items()
+        if config_class.uses_heads or not case[0].keys() & (HEADS | {"num_attention_heads"})
+    ],
+)
 def test_nonsense_is_refused(name, changes, message):
     found = refusal(name, **changes)
     assert all(part in found for part in message), found
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIG_CLASSES if not CONFIG_CLASSES[name].uses_heads])
+def test_heads_are_refused_where_there_are_none(name):
+    for key in ("num_heads", "num_attention_heads"):
+        assert all(part in refusal(name, **{key: 4}) for part in ("num_heads=4", "has no heads", "leave num_heads out"))
+    assert "head_dim=5" in refusal(name, head_dim=5)
+    assert make(name, expand=2).head_dim == 32
 
 
 @pytest.mark.parametrize(
@@ -420,7 +448,7 @@ def test_round_trip(name, tmp_path):
 @every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
     config = make(name, expand=2)
-    assert (config.head_dim, config.inner_size, config.intermediate_size) == (8, 32, 64)
+    assert (config.head_dim, config.inner_size, config.intermediate_size) == (32 // config.num_heads, 32, 64)
     assert getattr(config, "num_key_value_heads", 4) == 4
 
 
@@ -450,6 +478,7 @@ def test_keywords_of_transformers(name):
     assert config.dtype in ("bfloat16", torch.bfloat16)
     assert make(name, num_labels=5).num_labels == 5
     assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
-    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=2)
-    assert aliased.num_heads == aliased.num_attention_heads == 2
+    heads = 2 if CONFIG_CLASSES[name].uses_heads else 1
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads)
+    assert aliased.num_heads == aliased.num_attention_heads == heads
     assert "num_attention_heads" not in aliased.to_diff_dict()

@@ -60,6 +60,8 @@ class DSFConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads"}
     uses_rope: ClassVar[bool] = False
     """Whether the architecture can rotate queries and keys (position_embedding="rope")."""
+    uses_heads: ClassVar[bool] = True
+    """Whether the architecture divides its inner width into heads; where not, num_heads is 1."""
 
     vocab_size: int = 32000
     """Number of tokens in the vocabulary."""
@@ -143,6 +145,12 @@ class DSFConfig(PreTrainedConfig):
         if self.head_dim is None:
             inner = self.expand * self.hidden_size
             require(
+                inner % 1 == 0,
+                "expand",
+                self.expand,
+                f"expand · hidden_size = {inner:g} is no whole number of channels; choose a multiple of 1/hidden_size.",
+            )
+            require(
                 inner % self.num_heads == 0,
                 "num_heads",
                 self.num_heads,
@@ -190,6 +198,12 @@ class DSFConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
+        require(
+            self.uses_heads or self.num_heads == 1,
+            "num_heads",
+            self.num_heads,
+            f"{self.model_type} has no heads: leave num_heads out.",
+        )
         self._require_positive(
             "vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size"
         )

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
+from ..transitions import DSFSystemError, FactoredDecay, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
+from .factored import evaluate_factored
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
@@ -26,7 +27,11 @@ __all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate
 
 MODES = ("recurrent", "chunked", "matrix")
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
+CHUNKED_KERNELS = {
+    Identity: evaluate_chunked,
+    ScalarDecay: evaluate_chunked,
+    FactoredDecay: evaluate_factored,
+}
 """The chunked kernel of each structure of Λ."""
 
 

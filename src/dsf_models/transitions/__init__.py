@@ -11,11 +11,13 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .factored import FactoredDecay
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
+    "FactoredDecay",
     "Identity",
     "ScalarDecay",
     "Transition",

@@ -67,6 +67,8 @@ class Transition(ABC):
 
     name: ClassVar[str]
     """Name of the structure, for messages and tables."""
+    per_channel: ClassVar[bool] = False
+    """Whether the channels of a head have each their own Λ, so that no normaliser can be shared by them."""
 
     @abstractmethod
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
