@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay
+from dsf_models.transitions import FactoredDecay, Transition
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
@@ -28,6 +29,8 @@ class Case:
     groups_C: int = 2
     states: int = 3
     width: int = 2
+    structure: str = "scalar"
+    """Structure of Λ where `decay` is not None: "scalar", or "factored" (never signed, never normalised)."""
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
@@ -60,8 +63,7 @@ class Case:
             "C": weights(*lead["C"], self.groups_C, self.states),
         }
         if self.decay is not None:
-            shape = (*lead["decay"], heads if self.decay_per_head else 1)
-            tensors["log_decay"] = _log_decays(self.decay, shape, generator)
+            tensors |= self._transition_tensors(lead["decay"], generator)
         if self.D is not None:
             tensors["D"] = normal(*(heads, width)[: self.D])
         if self.input_gain is not None:
@@ -72,26 +74,41 @@ class Case:
             tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
         return {name: value.to(dtype) for name, value in tensors.items()}
 
+    def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the differentiable parameters of Λ."""
+        heads = self.heads if self.decay_per_head else 1
+        if self.structure == "scalar":
+            return {"log_decay": _log_decays(self.decay, (*lead, heads), generator)}
+        width, states = (self.width, self.states) if self.decay_per_head else (1, 1)
+        rate = torch.rand(self.heads, states, self.width, generator=generator, dtype=torch.float64) + 0.5
+        # The gradient of a rate is Δ times something: Δ must be finite. exp(-5000) is 0 in every precision.
+        delta = -_log_decays(self.decay, (*lead, heads, width), generator).clamp(min=-1e4)
+        return {"delta": delta, "rate": rate}
+
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
         return batch, 1 if f"{name} time" in self.broadcasts else self.length
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        transition = Identity()
-        if self.decay is not None:
-            transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
         optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
         return DSFSystem(
             u=tensors["u"],
             B=tensors["B"],
             C=tensors["C"],
-            transition=transition,
+            transition=self._transition(tensors),
             normalized=self.normalized,
             starts=self._starts(),
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
             **optional,
         )
+
+    def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
+        if self.decay is None:
+            return Identity()
+        if self.structure == "factored":
+            return FactoredDecay(tensors["delta"], tensors["rate"])
+        return ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -107,9 +124,9 @@ class Case:
         return starts
 
 
-def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    even = (torch.arange(shape[1]) % 2 == 0).view(1, -1, *(1 for _ in shape[2:]))
     benign = -1.5 * uniform - 0.01
     return {
         "benign": benign,
@@ -189,4 +206,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         state=draw.random() < 0.6,
         seed=seed,
     )
+    # Drawn last: the systems of other structures stay what they are for each seed.
+    if not case.signed and not normalized:
+        case = replace(case, structure=draw.choice(["scalar", "factored"]))
     return replace(case, **fixed)

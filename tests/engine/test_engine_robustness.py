@@ -12,6 +12,7 @@ from tests.engine.random_systems import Case, assert_outcomes_match, outcome
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
     "identity": Case(decay=None, normalized=True),
+    "factored": Case(structure="factored", starts=(3,), lengths=(11, 6), D=2, input_gain=4),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
 }
 kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())

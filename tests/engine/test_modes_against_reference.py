@@ -30,10 +30,14 @@ def test_any_system_in_double_precision(seed):
     assert_every_mode_matches(case, torch.float64, DOUBLE, floor=floor)
 
 
+FORMS = [{}, {"signed": True}, {"structure": "factored"}]
+forms = pytest.mark.parametrize("form", FORMS, ids=["scalar", "signed", "factored"])
+
+
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("signed", [False, True])
-def test_documents_at_chunk_borders_in_double_precision(decay, signed):
-    case = Case(length=25, decay=decay, signed=signed, starts=(0, 7, 8, 16), lengths=(25, 20))
+@forms
+def test_documents_at_chunk_borders_in_double_precision(decay, form):
+    case = Case(length=25, decay=decay, starts=(0, 7, 8, 16), lengths=(25, 20), **form)
     assert_every_mode_matches(case, torch.float64, DOUBLE)
 
 
@@ -47,8 +51,15 @@ def test_single_precision(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_single_precision_with_signs_documents_and_pads(decay):
-    case = Case(**LARGE, decay=decay, signed=True, starts=(0, 7, 8, 64, 65), lengths=(130, 101))
+def test_single_precision_of_factored_decays(decay):
+    case = Case(**LARGE | {"input_gain": 4}, structure="factored", decay=decay)
+    assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("form", FORMS[1:], ids=["signed", "factored"])
+def test_single_precision_with_documents_and_pads(decay, form):
+    case = Case(**LARGE, decay=decay, starts=(0, 7, 8, 64, 65), lengths=(130, 101), **form)
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
 
 
@@ -64,9 +75,10 @@ def test_single_precision_with_normaliser(decay):
 
 
 @pytest.mark.parametrize("decay", ["near_one", "alternating", "some_zero"])
-def test_single_precision_of_long_sequences(decay):
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2]], ids=["scalar", "factored"])
+def test_single_precision_of_long_sequences(decay, form):
     """One decay for all steps: a systematic error of λ would grow with time. (One step at a time, it does.)"""
-    case = Case(length=500, states=8, width=8, decay=decay, broadcasts=("decay time",))
+    case = Case(length=500, states=8, width=8, decay=decay, broadcasts=("decay time",), **form)
     assert_every_mode_matches(case, torch.float32, SINGLE, [("chunked", 32), ("chunked", 64)])
 
 

@@ -112,10 +112,24 @@ def _chunks(length: int, chunk: int) -> list[slice]:
 # ---- one tile -------------------------------------------------------------------------------------------------------
 
 
-def _buffers(count: int, inputs: _Inputs, chunk: int) -> tuple[Tensor, ...]:
-    """Return uninitialised (b, c, h, n, p) tensors."""
+class _Buffer(NamedTuple):
+    """One number for each state of a tile at each step of a chunk, and views of its steps, which take time to make."""
+
+    whole: Tensor
+    """(b, c, h, n, p)"""
+    steps: tuple[Tensor, ...]
+    """c times (b, h, n, p)"""
+
+    def first(self, size: int) -> "_Buffer":
+        """Return the first steps only."""
+        return _Buffer(self.whole[:, :size], self.steps[:size])
+
+
+def _buffers(count: int, inputs: _Inputs, chunk: int) -> list[_Buffer]:
+    """Return uninitialised buffers for chunks of a tile."""
     shape = (count, inputs.v.shape[0], chunk, *inputs.rate.shape)
-    return torch.empty(shape, dtype=inputs.v.dtype, device=inputs.v.device).unbind(0)
+    wholes = torch.empty(shape, dtype=inputs.v.dtype, device=inputs.v.device).unbind(0)
+    return [_Buffer(whole, whole.unbind(1)) for whole in wholes]
 
 
 def _walk(decays: Sequence[Tensor], added: Sequence[Tensor], before: Tensor) -> Tensor:
@@ -125,14 +139,14 @@ def _walk(decays: Sequence[Tensor], added: Sequence[Tensor], before: Tensor) -> 
     return before
 
 
-def _states(inputs: _Inputs, before: Tensor, decays: Tensor, states: Tensor) -> Tensor:
-    """Write λ_i and S_i of a chunk into two buffers (b, c, h, n, p), and return the last state, a view of the second.
+def _states(inputs: _Inputs, before: Tensor, decays: _Buffer, states: _Buffer) -> Tensor:
+    """Write λ_i and S_i of a chunk into two buffers, and return the last state, a view of the second.
 
     exp is taken as a power of two: in the library at hand that is several times faster, and as exact.
     """
-    torch.mul(inputs.delta[:, :, :, None], inputs.rate * -math.log2(math.e), out=decays).exp2_()
-    torch.mul(inputs.B[..., None], inputs.v[:, :, :, None], out=states)
-    return _walk(decays.unbind(1), states.unbind(1), before)
+    torch.mul(inputs.delta[:, :, :, None], inputs.rate * -math.log2(math.e), out=decays.whole).exp2_()
+    torch.mul(inputs.B[..., None], inputs.v[:, :, :, None], out=states.whole)
+    return _walk(decays.steps, states.steps, before)
 
 
 def _rows_times(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -142,13 +156,14 @@ def _rows_times(rows: Tensor, matrices: Tensor) -> Tensor:
 
 def _scan_tile(inputs: _Inputs, state: Tensor, chunk: int, kept: Tensor | None, y: Tensor) -> None:
     """Run a tile through time: y (b, t, h, p), the states before each chunk, and the last one over `state`."""
-    decays, states = _buffers(2, inputs, chunk)
+    buffers = _buffers(2, inputs, chunk)
     for k, steps in enumerate(_chunks(y.shape[1], chunk)):
         if kept is not None:
             kept[k].copy_(state)
-        here, size = inputs.at(steps), steps.stop - steps.start
-        state.copy_(_states(here, state, decays[:, :size], states[:, :size]))
-        y[:, steps] = _rows_times(here.C, states[:, :size])
+        here = inputs.at(steps)
+        decays, states = (buffer.first(steps.stop - steps.start) for buffer in buffers)
+        state.copy_(_states(here, state, decays, states))
+        y[:, steps] = _rows_times(here.C, states.whole)
 
 
 def _scan_tile_backward(
@@ -161,21 +176,20 @@ def _scan_tile_backward(
     buffers = _buffers(3, inputs, chunk)
     for k, steps in reversed(list(enumerate(_chunks(grad_y.shape[1], chunk)))):
         here, at, grad_y_k = inputs.at(steps), grads.at(steps), grad_y[:, steps]
-        decays, states, flow = (buffer[:, : steps.stop - steps.start] for buffer in buffers)
+        decays, states, flow = (buffer.first(steps.stop - steps.start) for buffer in buffers)
         _states(here, kept[k], decays, states)
-        torch.mul(here.C[..., None], grad_y_k[:, :, :, None], out=flow)
-        decays_c, flow_c = decays.unbind(1), flow.unbind(1)
-        flow_c[-1].add_(grad_state)
-        _walk(decays_c[:0:-1], flow_c[-2::-1], flow_c[-1])
-        torch.mul(decays_c[0], flow_c[0], out=grad_state)
-        at.C.add_(_rows_times(grad_y_k, states.mT))
-        at.B.add_(_rows_times(here.v, flow.mT))
-        at.v.copy_(_rows_times(here.B, flow))
-        decays_c[0].mul_(kept[k])
-        decays[:, 1:].mul_(states[:, :-1])
-        e = decays.mul_(flow)
-        at.delta.copy_(torch.mul(e, here.rate, out=states).sum(-2).neg_())
-        at.rate.sub_(torch.mul(e, here.delta[:, :, :, None], out=states).sum((0, 1)))
+        torch.mul(here.C[..., None], grad_y_k[:, :, :, None], out=flow.whole)
+        flow.steps[-1].add_(grad_state)
+        _walk(decays.steps[:0:-1], flow.steps[-2::-1], flow.steps[-1])
+        torch.mul(decays.steps[0], flow.steps[0], out=grad_state)
+        at.C.add_(_rows_times(grad_y_k, states.whole.mT))
+        at.B.add_(_rows_times(here.v, flow.whole.mT))
+        at.v.copy_(_rows_times(here.B, flow.whole))
+        decays.steps[0].mul_(kept[k])
+        decays.whole[:, 1:].mul_(states.whole[:, :-1])
+        e, scratch = decays.whole.mul_(flow.whole), states.whole
+        at.delta.copy_(torch.mul(e, here.rate, out=scratch).sum(-2).neg_())
+        at.rate.sub_(torch.mul(e, here.delta[:, :, :, None], out=scratch).sum((0, 1)))
 
 
 # ---- all tiles, as operators that a compiler takes as they are -------------------------------------------------------
