@@ -62,6 +62,10 @@ _VARIANTS = {
 }
 _OF_SOME = {"n_groups": 2, "num_key_value_heads": 2}
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
+_OWN_VARIANTS = {
+    "ssd": {"channel": {"time_step_bias": "channel", "n_groups": 2}, "constant": {"decay": "constant", "n_groups": 2}}
+}
+"""Forms of single architectures that take another path through their mixer."""
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
@@ -75,6 +79,7 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         found["rope_bare"] = _SMALL | own | {"position_embedding": "rope"}
     if hasattr(config_class, "minimal"):
         found["minimal"] = _SMALL | {"num_heads": 1}
+    found |= {case: _SMALL | fields for case, fields in _OWN_VARIANTS.get(name, {}).items()}
     if not config_class.uses_heads:
         found = {case: fields | {"num_heads": 1} for case, fields in found.items()}
     return found

@@ -30,7 +30,7 @@ class Case:
     states: int = 3
     width: int = 2
     structure: str = "scalar"
-    """Structure of Λ where `decay` is not None: "scalar", or "factored" (never signed, never normalised)."""
+    """Structure of Λ where `decay` is not None: "scalar", or "factored" (never signed, growing or normalised)."""
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
@@ -207,6 +207,6 @@ def random_case(seed: int, **fixed: object) -> Case:
         seed=seed,
     )
     # Drawn last: the systems of other structures stay what they are for each seed.
-    if not case.signed and not normalized:
+    if not case.signed and not normalized and case.decay != "growing":
         case = replace(case, structure=draw.choice(["scalar", "factored"]))
     return replace(case, **fixed)

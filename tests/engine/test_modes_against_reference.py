@@ -30,14 +30,19 @@ def test_any_system_in_double_precision(seed):
     assert_every_mode_matches(case, torch.float64, DOUBLE, floor=floor)
 
 
-FORMS = [{}, {"signed": True}, {"structure": "factored"}]
-forms = pytest.mark.parametrize("form", FORMS, ids=["scalar", "signed", "factored"])
+DECAYING = [decay for decay in DECAYS if decay != "growing"]
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-@forms
-def test_documents_at_chunk_borders_in_double_precision(decay, form):
-    case = Case(length=25, decay=decay, starts=(0, 7, 8, 16), lengths=(25, 20), **form)
+@pytest.mark.parametrize("signed", [False, True])
+def test_documents_at_chunk_borders_in_double_precision(decay, signed):
+    case = Case(length=25, decay=decay, signed=signed, starts=(0, 7, 8, 16), lengths=(25, 20))
+    assert_every_mode_matches(case, torch.float64, DOUBLE)
+
+
+@pytest.mark.parametrize("decay", DECAYING)
+def test_factored_decays_and_documents_at_block_borders_in_double_precision(decay):
+    case = Case(length=37, structure="factored", decay=decay, starts=(0, 7, 8, 16, 32), lengths=(37, 20))
     assert_every_mode_matches(case, torch.float64, DOUBLE)
 
 
@@ -51,15 +56,15 @@ def test_single_precision(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_single_precision_of_factored_decays(decay):
-    case = Case(**LARGE | {"input_gain": 4}, structure="factored", decay=decay)
+def test_single_precision_with_signs_documents_and_pads(decay):
+    case = Case(**LARGE, decay=decay, signed=True, starts=(0, 7, 8, 64, 65), lengths=(130, 101))
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("form", FORMS[1:], ids=["signed", "factored"])
-def test_single_precision_with_documents_and_pads(decay, form):
-    case = Case(**LARGE, decay=decay, starts=(0, 7, 8, 64, 65), lengths=(130, 101), **form)
+@pytest.mark.parametrize("decay", DECAYING)
+@pytest.mark.parametrize("layout", [{}, {"starts": (0, 7, 8, 64, 65), "lengths": (130, 101)}], ids=["plain", "packed"])
+def test_single_precision_of_factored_decays(decay, layout):
+    case = Case(**LARGE | {"input_gain": 4}, structure="factored", decay=decay, **layout)
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
 
 
@@ -75,10 +80,10 @@ def test_single_precision_with_normaliser(decay):
 
 
 @pytest.mark.parametrize("decay", ["near_one", "alternating", "some_zero"])
-@pytest.mark.parametrize("form", [FORMS[0], FORMS[2]], ids=["scalar", "factored"])
-def test_single_precision_of_long_sequences(decay, form):
+@pytest.mark.parametrize("structure", ["scalar", "factored"])
+def test_single_precision_of_long_sequences(decay, structure):
     """One decay for all steps: a systematic error of λ would grow with time. (One step at a time, it does.)"""
-    case = Case(length=500, states=8, width=8, decay=decay, broadcasts=("decay time",), **form)
+    case = Case(length=500, states=8, width=8, decay=decay, broadcasts=("decay time",), structure=structure)
     assert_every_mode_matches(case, torch.float32, SINGLE, [("chunked", 32), ("chunked", 64)])
 
 

@@ -1,13 +1,15 @@
 """Streamed scan for Λ = exp(-Δ A): states of a few steps at a time, forgotten and computed again for the gradient.
 
 Every state of every channel has its own decay, so that no matrix product over time exists. The (b, t, h, n, p) states
-are too many to keep: they pass through buffers of a few megabytes that are used over and over, chunk by chunk, and of
-each chunk only the state before it is kept. With g_i = ∂loss/∂S_i the backward pass runs
+are too many to keep: they pass through buffers of a few megabytes that are used over and over, chunk by chunk. A chunk
+is walked through blockwise, all of its blocks at once, from a first walk's ends to the states between blocks, and from
+those to all states; of these, the backward pass gets those between blocks. With g_i = ∂loss/∂S_i it runs
 
     g_i = λ_{i+1} * g_{i+1} + c_i ȳ_i^T        ∂b_i = g_i v_i        ∂v_i = g_i^T b_i        ∂c_i = S_i ȳ_i
     e_i = g_i * λ_i * S_{i-1}                  ∂Δ_i = -Σ_n A * e_i   ∂A = -Σ_i Δ_i * e_i
 
-Letters: b batch, t time, h heads, n states per channel, p channels per head; c steps in a chunk; v driven input.
+Letters: b batch, t time, h heads, n states per channel, p channels per head; c steps in a chunk, k blocks of i steps in
+it; v driven input.
 
 Source: the recomputation of the selective scan, Gu & Dao 2023 (arXiv 2312.00752).
 """
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..system import DSFSystem
@@ -24,12 +27,13 @@ from ..transitions import expand_groups
 
 __all__ = ["evaluate_factored"]
 
-LONGEST_CHUNK = 64
-"""Steps in a chunk at most: memory for the states between chunks falls with it."""
-TILE = 2**15
-"""States (rows x heads x n x channels) that go through time together; one step of them fits the nearest cache."""
+BLOCK = 16
+"""Steps of a block: one in so many states is kept for the gradient, and so many roundings of λ meet in a product."""
+TILE = 2**14
+"""States (rows x heads x n x channels) that go through time together."""
 BUFFER = 2**19
-"""Numbers in one buffer, the states of a chunk: a few of these stay in the last cache."""
+"""Numbers in one buffer, the states of a chunk: a few of these stay in a processor's cache."""
+LOG2_E = math.log2(math.e)
 
 
 class _Inputs(NamedTuple):
@@ -55,6 +59,15 @@ class _Inputs(NamedTuple):
         """Return views of some steps."""
         return _Inputs(self.v[:, steps], self.delta[:, steps], self.rate, self.B[:, steps], self.C[:, steps])
 
+    def padded(self, after: int) -> "_Inputs":
+        """Return them with steps of Δ = 0 and v = b = c = 0 behind the last one: these change no state."""
+        v, delta, B, C = (_pad(x, after) for x in (self.v, self.delta, self.B, self.C))
+        return _Inputs(v, delta, self.rate, B, C)
+
+
+def _pad(x: Tensor, after: int) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, 0, after)) if after else x
+
 
 def evaluate_factored(system: DSFSystem, state: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Evaluate a system with Λ = exp(-Δ A), exactly and in memory that does not grow with its states.
@@ -62,7 +75,7 @@ def evaluate_factored(system: DSFSystem, state: Tensor, chunk_size: int | None =
     Args:
         system: the system, in the compute dtype.
         state: S_{-1}, (b, h, n, p), in the compute dtype.
-        chunk_size: steps whose states are held at once; default what fits the caches.
+        chunk_size: steps whose states are held at once (whole blocks); default what fits the caches.
 
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
@@ -84,18 +97,16 @@ def evaluate_factored(system: DSFSystem, state: Tensor, chunk_size: int | None =
     return system.read(raw), state
 
 
+# ---- how the work is divided -----------------------------------------------------------------------------------------
+
+
 def _tile_sizes(v: Tensor, states: int) -> tuple[int, int]:
     """Return how many rows and how many channels of each head make one tile; other devices than CPUs take all."""
     batch, _, num_heads, channels = v.shape
     if v.device.type != "cpu":
         return max(batch, 1), channels
     fitting = max(TILE // (num_heads * states), 16)
-    return max(fitting // channels, 1), min(fitting, channels)
-
-
-def _default_chunk(v: Tensor, states: int) -> int:
-    rows, channels = _tile_sizes(v, states)
-    return max(1, min(LONGEST_CHUNK, BUFFER // (min(rows, max(v.shape[0], 1)) * v.shape[2] * states * channels)))
+    return max(min(fitting // channels, batch), 1), min(fitting, channels)
 
 
 def _tiles(v: Tensor, states: int) -> Iterator[tuple[slice, slice]]:
@@ -105,8 +116,22 @@ def _tiles(v: Tensor, states: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(channel, channel + channels)
 
 
-def _chunks(length: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
+def _default_chunk(v: Tensor, states: int) -> int:
+    rows, channels = _tile_sizes(v, states)
+    buffer = BUFFER if v.device.type == "cpu" else 64 * BUFFER
+    return max(BLOCK, buffer // (rows * v.shape[2] * states * channels))
+
+
+def _block(chunk: int) -> int:
+    return min(BLOCK, chunk)
+
+
+def _chunks(length: int, chunk: int) -> list[tuple[slice, slice]]:
+    """Return the steps of each chunk, cut to whole blocks, and the numbers of its blocks."""
+    block = _block(chunk)
+    size = chunk // block * block
+    steps = [slice(start, min(start + size, length)) for start in range(0, length, size)]
+    return [(step, slice(step.start // block, -(-step.stop // block))) for step in steps]
 
 
 # ---- one tile -------------------------------------------------------------------------------------------------------
@@ -116,37 +141,64 @@ class _Buffer(NamedTuple):
     """One number for each state of a tile at each step of a chunk, and views of its steps, which take time to make."""
 
     whole: Tensor
-    """(b, c, h, n, p)"""
+    """(b, k, i, h, n, p)"""
     steps: tuple[Tensor, ...]
-    """c times (b, h, n, p)"""
+    """i times (b, k, h, n, p)"""
 
-    def first(self, size: int) -> "_Buffer":
-        """Return the first steps only."""
-        return _Buffer(self.whole[:, :size], self.steps[:size])
+    @classmethod
+    def of(cls, whole: Tensor) -> "_Buffer":
+        """Make the views."""
+        return cls(whole, whole.unbind(2))
+
+    def blocks(self, number: int) -> "_Buffer":
+        """Return the first blocks only."""
+        return self if number == self.whole.shape[1] else self.of(self.whole[:, :number])
+
+    def flat(self) -> Tensor:
+        """Return a view of all steps in turn, (b, c, h, n, p)."""
+        return self.whole.flatten(1, 2)
 
 
 def _buffers(count: int, inputs: _Inputs, chunk: int) -> list[_Buffer]:
     """Return uninitialised buffers for chunks of a tile."""
-    shape = (count, inputs.v.shape[0], chunk, *inputs.rate.shape)
-    wholes = torch.empty(shape, dtype=inputs.v.dtype, device=inputs.v.device).unbind(0)
-    return [_Buffer(whole, whole.unbind(1)) for whole in wholes]
+    (batch, length), block = inputs.v.shape[:2], _block(chunk)
+    number = min(chunk // block, -(-length // block))
+    shape = (count, batch, number, block, *inputs.rate.shape)
+    return [_Buffer.of(whole) for whole in inputs.v.new_empty(shape).unbind(0)]
 
 
-def _walk(decays: Sequence[Tensor], added: Sequence[Tensor], before: Tensor) -> Tensor:
-    """Run S_i = λ_i * S_{i-1} + added_i, the states written over what is added; return the last one."""
+def _fill(inputs: _Inputs, decays: _Buffer, added: _Buffer) -> Tensor:
+    """Write λ_i and b_i v_i^T of a chunk into two buffers, and return each block's whole decay in float64.
+
+    exp is taken as a power of two, which torch computes several times faster, and as exactly. What is carried from
+    block to block is multiplied by decays in float64: rounded ones, the same block after block, would add up.
+    """
+    exponent = inputs.rate * -LOG2_E
+    torch.mul(inputs.delta[:, :, :, None], exponent, out=decays.flat()).exp2_()
+    torch.mul(inputs.B[..., None], inputs.v[:, :, :, None], out=added.flat())
+    sums = inputs.delta.unflatten(1, decays.whole.shape[1:3]).sum(2, dtype=torch.float64)
+    return (sums[:, :, :, None] * exponent).exp2_()
+
+
+def _walk(decays: Sequence[Tensor], added: Sequence[Tensor], before: Tensor) -> None:
+    """Run S_i = λ_i * S_{i-1} + added_i in every block, the states written over what is added."""
     for decay, state in zip(decays, added, strict=True):
         before = state.addcmul_(decay, before)
-    return before
 
 
-def _states(inputs: _Inputs, before: Tensor, decays: _Buffer, states: _Buffer) -> Tensor:
-    """Write λ_i and S_i of a chunk into two buffers, and return the last state, a view of the second.
+def _ends(decays: Sequence[Tensor], added: Sequence[Tensor]) -> Tensor:
+    """Return the last state of every block that begins with a zero state, (b, k, h, n, p)."""
+    end = added[0].clone(memory_format=torch.contiguous_format)
+    for decay, x in zip(decays[1:], added[1:], strict=True):
+        torch.addcmul(x, decay, end, out=end)
+    return end
 
-    exp is taken as a power of two: in the library at hand that is several times faster, and as exact.
-    """
-    torch.mul(inputs.delta[:, :, :, None], inputs.rate * -math.log2(math.e), out=decays.whole).exp2_()
-    torch.mul(inputs.B[..., None], inputs.v[:, :, :, None], out=states.whole)
-    return _walk(decays.steps, states.steps, before)
+
+def _carry(totals: Tensor, ends: Tensor, state: Tensor, order: Sequence[int], between: Tensor) -> None:
+    """Run S_k = total_k * S_{k-1} + end_k over blocks, (b, h, n, p) in float64; write the states before them."""
+    for k in order:
+        between[:, k].copy_(state)
+        state.mul_(totals[:, k]).add_(ends[:, k])
 
 
 def _rows_times(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -155,15 +207,20 @@ def _rows_times(rows: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _scan_tile(inputs: _Inputs, state: Tensor, chunk: int, kept: Tensor | None, y: Tensor) -> None:
-    """Run a tile through time: y (b, t, h, p), the states before each chunk, and the last one over `state`."""
+    """Run a tile through time: y (b, t, h, p), the states before each block, and the last one over `state`."""
     buffers = _buffers(2, inputs, chunk)
-    for k, steps in enumerate(_chunks(y.shape[1], chunk)):
-        if kept is not None:
-            kept[k].copy_(state)
-        here = inputs.at(steps)
-        decays, states = (buffer.first(steps.stop - steps.start) for buffer in buffers)
-        state.copy_(_states(here, state, decays, states))
-        y[:, steps] = _rows_times(here.C, states.whole)
+    between, carried = torch.empty_like(buffers[0].steps[0]), state.double()
+    for steps, blocks in _chunks(y.shape[1], chunk):
+        number = blocks.stop - blocks.start
+        decays, states = (buffer.blocks(number) for buffer in buffers)
+        size = steps.stop - steps.start
+        here = inputs.at(steps).padded(number * len(decays.steps) - size)
+        totals = _fill(here, decays, states)
+        starts = between[:, :number] if kept is None else kept[:, blocks]
+        _carry(totals, _ends(decays.steps, states.steps), carried, range(number), starts)
+        _walk(decays.steps, states.steps, starts)
+        y[:, steps] = _rows_times(here.C, states.flat())[:, :size]
+    state.copy_(carried)
 
 
 def _scan_tile_backward(
@@ -171,25 +228,40 @@ def _scan_tile_backward(
 ) -> None:
     """Run a tile back through time: gradients are added to `grads`, and that of the first state written over the last.
 
-    Each chunk's states are computed again, from the state before it.
+    Each chunk's states are computed again, from the states before its blocks.
     """
     buffers = _buffers(3, inputs, chunk)
-    for k, steps in reversed(list(enumerate(_chunks(grad_y.shape[1], chunk)))):
-        here, at, grad_y_k = inputs.at(steps), grads.at(steps), grad_y[:, steps]
-        decays, states, flow = (buffer.first(steps.stop - steps.start) for buffer in buffers)
-        _states(here, kept[k], decays, states)
-        torch.mul(here.C[..., None], grad_y_k[:, :, :, None], out=flow.whole)
-        flow.steps[-1].add_(grad_state)
+    between, carried = torch.empty_like(buffers[0].steps[0]), grad_state.double()
+    for steps, blocks in reversed(_chunks(grad_y.shape[1], chunk)):
+        number = blocks.stop - blocks.start
+        decays, states, flow = (buffer.blocks(number) for buffer in buffers)
+        missing = number * len(decays.steps) - (steps.stop - steps.start)
+        here, grad_y_k = inputs.at(steps).padded(missing), _pad(grad_y[:, steps], missing)
+        totals = _fill(here, decays, states)
+        _walk(decays.steps, states.steps, kept[:, blocks])
+        torch.mul(here.C[..., None], grad_y_k[:, :, :, None], out=flow.flat())
+        ends = _ends([decays.steps[0], *decays.steps[:0:-1]], flow.steps[::-1]).mul_(decays.steps[0])
+        after = between[:, :number]
+        _carry(totals, ends, carried, range(number)[::-1], after)
+        flow.steps[-1].add_(after)
         _walk(decays.steps[:0:-1], flow.steps[-2::-1], flow.steps[-1])
-        torch.mul(decays.steps[0], flow.steps[0], out=grad_state)
-        at.C.add_(_rows_times(grad_y_k, states.whole.mT))
-        at.B.add_(_rows_times(here.v, flow.whole.mT))
-        at.v.copy_(_rows_times(here.B, flow.whole))
-        decays.steps[0].mul_(kept[k])
-        decays.whole[:, 1:].mul_(states.whole[:, :-1])
-        e, scratch = decays.whole.mul_(flow.whole), states.whole
-        at.delta.copy_(torch.mul(e, here.rate, out=scratch).sum(-2).neg_())
-        at.rate.sub_(torch.mul(e, here.delta[:, :, :, None], out=scratch).sum((0, 1)))
+        _add_gradients(here, kept[:, blocks], grad_y_k, decays, states, flow, grads.at(steps))
+    grad_state.copy_(carried)
+
+
+def _add_gradients(
+    inputs: _Inputs, starts: Tensor, grad_y: Tensor, decays: _Buffer, states: _Buffer, flow: _Buffer, grads: _Inputs
+) -> None:
+    """Add a chunk's gradients to `grads`, from λ, S and g in the buffers, which it overwrites."""
+    size = grads.v.shape[1]
+    grads.C.add_(_rows_times(grad_y, states.flat().mT)[:, :size])
+    grads.B.add_(_rows_times(inputs.v, flow.flat().mT)[:, :size])
+    grads.v.copy_(_rows_times(inputs.B, flow.flat())[:, :size])
+    decays.whole[:, :, 0].mul_(starts)
+    decays.whole[:, :, 1:].mul_(states.whole[:, :, :-1])
+    e, scratch = decays.flat().mul_(flow.flat()), states.flat()
+    grads.delta.copy_(torch.mul(e, inputs.rate, out=scratch).sum(-2).neg_()[:, :size])
+    grads.rate.sub_(torch.mul(e, inputs.delta[:, :, :, None], out=scratch).sum((0, 1)))
 
 
 # ---- all tiles, as operators that a compiler takes as they are -------------------------------------------------------
@@ -199,11 +271,11 @@ def _scan_tile_backward(
 def _scan(
     v: Tensor, delta: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y (b, t, h, p), the last state (b, h, n, p), and with `keep` those before each chunk (k, b, h, n, p)."""
+    """Return y (b, t, h, p), the last state (b, h, n, p), and with `keep` those before each block, (b, k, h, n, p)."""
     inputs, (y, last, kept) = _Inputs(v, delta, rate, B, C), _scan_shapes(v, delta, rate, B, C, state, chunk, keep)
     last.copy_(state)
     for rows, channels in _tiles(v, B.shape[-1]):
-        kept_tile = kept[:, rows, ..., channels] if keep else None
+        kept_tile = kept[rows, ..., channels] if keep else None
         _scan_tile(inputs.tile(rows, channels), last[rows, ..., channels], chunk, kept_tile, y[rows, ..., channels])
     return y, last, kept
 
@@ -212,8 +284,8 @@ def _scan(
 def _scan_shapes(
     v: Tensor, delta: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = -(-v.shape[1] // chunk) if keep else 0
-    return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty((kept, *state.shape))
+    kept = -(-v.shape[1] // _block(chunk)) if keep else 0
+    return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty((v.shape[0], kept, *state.shape[1:]))
 
 
 @torch.library.custom_op("dsf_models::factored_scan_backward", mutates_args=())
@@ -236,7 +308,7 @@ def _scan_backward(
         _scan_tile_backward(
             inputs.tile(rows, channels),
             chunk,
-            kept[:, rows, ..., channels],
+            kept[rows, ..., channels],
             grad_y[rows, ..., channels],
             first[rows, ..., channels],
             grads.tile(rows, channels),
@@ -261,7 +333,7 @@ def _scan_backward_shapes(
 
 
 class _FactoredScan(torch.autograd.Function):
-    """The scan with its gradient; keeps its inputs and the states between chunks."""
+    """The scan with its gradient; keeps its inputs and the states between blocks."""
 
     @staticmethod
     def forward(
