@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .. import engine
 from ..system import DSFSystem, SoftmaxSystem
 from .cache import checked_layer
 from .configuration import DSFConfig
-from .layers import GroupRMSNorm, ShortConvolution
+from .layers import GroupRMSNorm, ShortConvolution, residual_std
 from .layout import TokenLayout
 
 __all__ = ["DSFMixer"]
@@ -37,6 +38,8 @@ class DSFMixer(nn.Module):
     """Whether the output norm comes before the gate."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
+    released_zeros: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that initialization="as_released" sets to zero: biases of projections in that code."""
 
     def __init__(self, config: DSFConfig, layer_idx: int) -> None:
         super().__init__()
@@ -81,6 +84,20 @@ class DSFMixer(nn.Module):
 
     def init_parameters(self) -> None:
         """Initialise the parameters of Λ and whatever is not a projection, convolution or norm."""
+
+    def init_as_released(self) -> None:
+        """Draw every projection anew, out_proj with std initializer_range / √(2 · num_hidden_layers); biases zero.
+
+        Source: the code released with Sieber et al. 2024, whose model-wide initialisation overrides that of the mixers.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.normal_(module.weight, std=self.config.initializer_range)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+        init.normal_(self.out_proj.weight, std=residual_std(self.config))
+        for name in self.released_zeros:
+            init.zeros_(getattr(self, name))
 
     # ---- what all share --------------------------------------------------------------------------------------------
 
