@@ -92,28 +92,29 @@ def add_noise(model: PreTrainedModel, noise: float) -> None:
 
 
 def convert_mamba(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Return Mamba's weights under the names of our S6; the fused projection is split into system input and gate."""
+    """Return Mamba's weights under the names of our S6."""
     converted = {
         "model.embed_tokens.weight": weights["backbone.embeddings.weight"],
         "model.norm.weight": weights["backbone.norm_f.weight"],
         "lm_head.weight": weights["lm_head.weight"],
     }
-    renamed = {"conv1d.weight": "conv.weight", "conv1d.bias": "conv.bias", "dt_proj.bias": "dt_bias"}
     for layer in range(num_layers):
         old, new = f"backbone.layers.{layer}.", f"model.layers.{layer}."
-        for name, value in weights.items():
-            if not name.startswith(old):
-                continue
-            name = name.removeprefix(old)
-            module, _, parameter = name.rpartition(".")
-            if module == "mixer.in_proj":
-                halves = value.chunk(2)
-                converted |= {f"{new}mixer.{half}.{parameter}": x for half, x in zip(("in_proj", "gate_proj"), halves)}
-            elif parameter == "A_log":
-                converted[f"{new}{name}"] = value.t()
-            else:
-                own = name.removeprefix("mixer.")
-                converted[f"{new}mixer.{renamed[own]}" if own in renamed else f"{new}{name}"] = value
+        block = {name.removeprefix(old): value for name, value in weights.items() if name.startswith(old)}
+        converted |= {new + name: value for name, value in convert_mamba_block(block).items()}
+    return converted
+
+
+def convert_mamba_block(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return one block's weights; the fused projection is split into system input and gate, A_log is (n, d) here."""
+    converted = {}
+    for name, value in weights.items():
+        if "in_proj" in name:
+            converted[name], converted[name.replace("in_proj", "gate_proj")] = value.chunk(2)
+        elif name.endswith("A_log"):
+            converted[name] = value.t()
+        else:
+            converted[name.replace("conv1d", "conv").replace("dt_proj.bias", "dt_bias")] = value
     return converted
 
 

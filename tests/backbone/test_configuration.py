@@ -309,7 +309,10 @@ NONSENSE_OF_SOME = [
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
     ({"a_init_range": (2.0, 1.0), "decay": "constant"}, ["a_init_range=[2.0, 1.0]", "two finite numbers"]),
-    ({"time_step_bias": "channel", "decay": "constant"}, ["time_step_bias='channel'", 'decay="constant"', 'use "head"']),
+    (
+        {"time_step_bias": "channel", "decay": "constant"},
+        ["time_step_bias='channel'", 'decay="constant"', 'use "head"'],
+    ),
     ({"time_step_rank": 0}, ["time_step_rank=0", "positive"]),
     ({"time_step_floor": 0.2}, ["time_step_floor=0.2", "at most time_step_max=0.1"]),
     ({"time_step_floor": 0.0}, ["time_step_floor=0.0", "positive"]),
