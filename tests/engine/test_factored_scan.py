@@ -69,11 +69,11 @@ def test_a_compiler_takes_the_scan_as_one_operator(decays):
 
 
 def test_operators_are_what_they_say_to_compilers():
-    v, delta = torch.randn(2, 5, 1, 3), torch.rand(2, 5, 1, 1).expand(2, 5, 1, 3)
+    u, gain, delta = torch.randn(2, 5, 1, 3), torch.ones(1).expand(2, 5, 1, 3), torch.rand(2, 5, 1, 3)
     rate, B, C, state = torch.rand(1, 4, 3), torch.randn(2, 5, 1, 4), torch.randn(2, 5, 1, 4), torch.randn(2, 1, 4, 3)
     checks = ("test_schema", "test_faketensor")
-    inputs = (v, delta, rate, B, C)
+    inputs = (u, gain, delta, rate, B, C)
     torch.library.opcheck(factored._scan, (*inputs, state, 5, True), test_utils=checks)
     torch.library.opcheck(factored._scan, (*inputs, state, 5, False), test_utils=checks)
     kept = factored._scan(*inputs, state, 5, True)[2]
-    torch.library.opcheck(factored._scan_backward, (*inputs, kept, 5, v, state), test_utils=checks)
+    torch.library.opcheck(factored._scan_backward, (*inputs, kept, 5, u, state), test_utils=checks)

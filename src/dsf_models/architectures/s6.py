@@ -32,7 +32,7 @@ from ..backbone import (
 )
 from ..errors import require
 from ..system import DSFSystem
-from ..transitions import FactoredDecay
+from ..transitions import LOG2_E, FactoredDecay
 
 __all__ = [
     "S6Config",
@@ -139,15 +139,31 @@ class S6Mixer(DSFMixer):
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
         """Return λ_i = exp(-Δ_i A), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
         dt, B, C = self.x_proj(conv_out).split_with_sizes(self.split_sizes, dim=-1)
-        delta = F.softplus(self.dt_proj(dt) + self.dt_bias).unsqueeze(2)
+        delta = _Softplus.apply(self.dt_proj(dt) + self.dt_bias).unsqueeze(2)
         return DSFSystem(
             u=conv_out.unsqueeze(2),
             B=B.unsqueeze(2),
             C=C.unsqueeze(2),
-            transition=FactoredDecay(delta, self.A_log.exp()[None]),
+            transition=FactoredDecay(delta, (self.A_log * LOG2_E).exp2()[None]),
             D=self.D[None],
             input_gain=delta,
         )
+
+
+class _Softplus(torch.autograd.Function):
+    """softplus(x) with its derivative σ(x) = 1 - exp(-softplus(x)) from the result, so that x need not be kept."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        y = F.softplus(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.expm1(-y).mul_(grad).neg_()
 
 
 class S6Model(DSFModel):

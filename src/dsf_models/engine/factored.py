@@ -14,8 +14,7 @@ it; v driven input.
 Source: the recomputation of the selective scan, Gu & Dao 2023 (arXiv 2312.00752).
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import expand_groups
+from ..transitions import LOG2_E, expand_groups
 
 __all__ = ["evaluate_factored"]
 
@@ -33,13 +32,14 @@ TILE = 2**14
 """States (rows x heads x n x channels) that go through time together."""
 BUFFER = 2**19
 """Numbers in one buffer, the states of a chunk: a few of these stay in a processor's cache."""
-LOG2_E = math.log2(math.e)
 
 
 class _Inputs(NamedTuple):
-    """A system's tensors, all of full size: driven input v, step sizes, rates and factors b, c."""
+    """A system's tensors, all of full size: the driven input v = s * u in two factors, step sizes, rates, and b, c."""
 
-    v: Tensor
+    u: Tensor
+    """(b, t, h, p)"""
+    gain: Tensor
     """(b, t, h, p)"""
     delta: Tensor
     """(b, t, h, p)"""
@@ -52,17 +52,21 @@ class _Inputs(NamedTuple):
 
     def tile(self, rows: slice, channels: slice) -> "_Inputs":
         """Return views of some rows and some channels of each head."""
-        v, delta = (x[rows, ..., channels] for x in (self.v, self.delta))
-        return _Inputs(v, delta, self.rate[..., channels], self.B[rows], self.C[rows])
+        u, gain, delta = (x[rows, ..., channels] for x in (self.u, self.gain, self.delta))
+        return _Inputs(u, gain, delta, self.rate[..., channels], self.B[rows], self.C[rows])
 
     def at(self, steps: slice) -> "_Inputs":
         """Return views of some steps."""
-        return _Inputs(self.v[:, steps], self.delta[:, steps], self.rate, self.B[:, steps], self.C[:, steps])
+        return self.over_time(lambda x: x[:, steps])
 
     def padded(self, after: int) -> "_Inputs":
-        """Return them with steps of Δ = 0 and v = b = c = 0 behind the last one: these change no state."""
-        v, delta, B, C = (_pad(x, after) for x in (self.v, self.delta, self.B, self.C))
-        return _Inputs(v, delta, self.rate, B, C)
+        """Return them with steps of zeros behind the last one, of Δ = 0 among others: these change no state."""
+        return self.over_time(lambda x: _pad(x, after))
+
+    def over_time(self, function: Callable[[Tensor], Tensor]) -> "_Inputs":
+        """Return them with all but the rates changed by a function."""
+        u, gain, delta, B, C = (function(x) for x in (self.u, self.gain, self.delta, self.B, self.C))
+        return _Inputs(u, gain, delta, self.rate, B, C)
 
 
 def _pad(x: Tensor, after: int) -> Tensor:
@@ -80,16 +84,8 @@ def evaluate_factored(system: DSFSystem, state: Tensor, chunk_size: int | None =
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
     """
-    v, transition = system.drive(), system.effective_transition()
-    B, C = (expand_groups(x, system.num_heads).expand(*v.shape[:3], -1) for x in (system.B, system.C))
-    inputs = _Inputs(
-        v=v,
-        delta=transition.delta.to(v.dtype).expand(v.shape),
-        rate=transition.rate.to(v.dtype).expand(state.shape[1:]),
-        B=B,
-        C=C,
-    )
-    chunk = min(chunk_size or _default_chunk(v, B.shape[-1]), system.length)
+    inputs = _inputs(system)
+    chunk = min(chunk_size or _default_chunk(inputs.u, state.shape[2]), system.length)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state)):
         raw, state = _FactoredScan.apply(*inputs, state, chunk)
     else:
@@ -97,29 +93,42 @@ def evaluate_factored(system: DSFSystem, state: Tensor, chunk_size: int | None =
     return system.read(raw), state
 
 
+def _inputs(system: DSFSystem) -> _Inputs:
+    """Return a system's tensors in full size, broadcast and not copied; neither is the product s * u made."""
+    u, gain, transition = system.u, system.input_gain, system.effective_transition()
+    gain = u.new_ones(1, 1, 1, 1) if gain is None else gain.to(u.dtype)
+    gain = gain[..., None] if gain.ndim == 3 else gain
+    if system.lengths is not None:
+        u = u.masked_fill(system.padded[..., None, None], 0.0)
+    B, C = (expand_groups(x, system.num_heads).expand(*u.shape[:3], -1) for x in (system.B, system.C))
+    delta = transition.delta.to(u.dtype).expand(u.shape)
+    rate = transition.rate.to(u.dtype).expand(system.num_heads, B.shape[-1], system.head_dim)
+    return _Inputs(u, gain.expand(u.shape), delta, rate, B, C)
+
+
 # ---- how the work is divided -----------------------------------------------------------------------------------------
 
 
-def _tile_sizes(v: Tensor, states: int) -> tuple[int, int]:
+def _tile_sizes(u: Tensor, states: int) -> tuple[int, int]:
     """Return how many rows and how many channels of each head make one tile; other devices than CPUs take all."""
-    batch, _, num_heads, channels = v.shape
-    if v.device.type != "cpu":
+    batch, _, num_heads, channels = u.shape
+    if u.device.type != "cpu":
         return max(batch, 1), channels
     fitting = max(TILE // (num_heads * states), 16)
     return max(min(fitting // channels, batch), 1), min(fitting, channels)
 
 
-def _tiles(v: Tensor, states: int) -> Iterator[tuple[slice, slice]]:
-    rows, channels = _tile_sizes(v, states)
-    for row in range(0, v.shape[0], rows):
-        for channel in range(0, v.shape[3], channels):
+def _tiles(u: Tensor, states: int) -> Iterator[tuple[slice, slice]]:
+    rows, channels = _tile_sizes(u, states)
+    for row in range(0, u.shape[0], rows):
+        for channel in range(0, u.shape[3], channels):
             yield slice(row, row + rows), slice(channel, channel + channels)
 
 
-def _default_chunk(v: Tensor, states: int) -> int:
-    rows, channels = _tile_sizes(v, states)
-    buffer = BUFFER if v.device.type == "cpu" else 64 * BUFFER
-    return max(BLOCK, buffer // (rows * v.shape[2] * states * channels))
+def _default_chunk(u: Tensor, states: int) -> int:
+    rows, channels = _tile_sizes(u, states)
+    buffer = BUFFER if u.device.type == "cpu" else 64 * BUFFER
+    return max(BLOCK, buffer // (rows * u.shape[2] * states * channels))
 
 
 def _block(chunk: int) -> int:
@@ -161,21 +170,21 @@ class _Buffer(NamedTuple):
 
 def _buffers(count: int, inputs: _Inputs, chunk: int) -> list[_Buffer]:
     """Return uninitialised buffers for chunks of a tile."""
-    (batch, length), block = inputs.v.shape[:2], _block(chunk)
+    (batch, length), block = inputs.u.shape[:2], _block(chunk)
     number = min(chunk // block, -(-length // block))
     shape = (count, batch, number, block, *inputs.rate.shape)
-    return [_Buffer.of(whole) for whole in inputs.v.new_empty(shape).unbind(0)]
+    return [_Buffer.of(whole) for whole in inputs.u.new_empty(shape).unbind(0)]
 
 
 def _fill(inputs: _Inputs, decays: _Buffer, added: _Buffer) -> Tensor:
     """Write λ_i and b_i v_i^T of a chunk into two buffers, and return each block's whole decay in float64.
 
-    exp is taken as a power of two, which torch computes several times faster, and as exactly. What is carried from
-    block to block is multiplied by decays in float64: rounded ones, the same block after block, would add up.
+    What is carried from block to block is multiplied by decays in float64: the rounding of float32 ones, where it is
+    the same block after block, would add up.
     """
     exponent = inputs.rate * -LOG2_E
     torch.mul(inputs.delta[:, :, :, None], exponent, out=decays.flat()).exp2_()
-    torch.mul(inputs.B[..., None], inputs.v[:, :, :, None], out=added.flat())
+    torch.mul(inputs.B[..., None], (inputs.gain * inputs.u)[:, :, :, None], out=added.flat())
     sums = inputs.delta.unflatten(1, decays.whole.shape[1:3]).sum(2, dtype=torch.float64)
     return (sums[:, :, :, None] * exponent).exp2_()
 
@@ -253,10 +262,12 @@ def _add_gradients(
     inputs: _Inputs, starts: Tensor, grad_y: Tensor, decays: _Buffer, states: _Buffer, flow: _Buffer, grads: _Inputs
 ) -> None:
     """Add a chunk's gradients to `grads`, from λ, S and g in the buffers, which it overwrites."""
-    size = grads.v.shape[1]
+    size = grads.u.shape[1]
     grads.C.add_(_rows_times(grad_y, states.flat().mT)[:, :size])
-    grads.B.add_(_rows_times(inputs.v, flow.flat().mT)[:, :size])
-    grads.v.copy_(_rows_times(inputs.B, flow.flat())[:, :size])
+    grads.B.add_(_rows_times(inputs.gain * inputs.u, flow.flat().mT)[:, :size])
+    grad_v = _rows_times(inputs.B, flow.flat())
+    torch.mul(grad_v[:, :size], inputs.gain[:, :size], out=grads.u)
+    torch.mul(grad_v[:, :size], inputs.u[:, :size], out=grads.gain)
     decays.whole[:, :, 0].mul_(starts)
     decays.whole[:, :, 1:].mul_(states.whole[:, :, :-1])
     e, scratch = decays.flat().mul_(flow.flat()), states.flat()
@@ -269,12 +280,13 @@ def _add_gradients(
 
 @torch.library.custom_op("dsf_models::factored_scan", mutates_args=())
 def _scan(
-    v: Tensor, delta: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int, keep: bool
+    u: Tensor, gain: Tensor, delta: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (b, t, h, p), the last state (b, h, n, p), and with `keep` those before each block, (b, k, h, n, p)."""
-    inputs, (y, last, kept) = _Inputs(v, delta, rate, B, C), _scan_shapes(v, delta, rate, B, C, state, chunk, keep)
+    inputs = _Inputs(u, gain, delta, rate, B, C)
+    y, last, kept = _scan_shapes(*inputs, state, chunk, keep)
     last.copy_(state)
-    for rows, channels in _tiles(v, B.shape[-1]):
+    for rows, channels in _tiles(u, B.shape[-1]):
         kept_tile = kept[rows, ..., channels] if keep else None
         _scan_tile(inputs.tile(rows, channels), last[rows, ..., channels], chunk, kept_tile, y[rows, ..., channels])
     return y, last, kept
@@ -282,15 +294,16 @@ def _scan(
 
 @_scan.register_fake
 def _scan_shapes(
-    v: Tensor, delta: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int, keep: bool
+    u: Tensor, gain: Tensor, delta: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = -(-v.shape[1] // _block(chunk)) if keep else 0
-    return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty((v.shape[0], kept, *state.shape[1:]))
+    kept = -(-u.shape[1] // _block(chunk)) if keep else 0
+    return u.new_empty(u.shape), state.new_empty(state.shape), state.new_empty((u.shape[0], kept, *state.shape[1:]))
 
 
 @torch.library.custom_op("dsf_models::factored_scan_backward", mutates_args=())
 def _scan_backward(
-    v: Tensor,
+    u: Tensor,
+    gain: Tensor,
     delta: Tensor,
     rate: Tensor,
     B: Tensor,
@@ -299,12 +312,12 @@ def _scan_backward(
     chunk: int,
     grad_y: Tensor,
     grad_state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of v, delta, rate, B, C and the first state."""
-    inputs = _Inputs(v, delta, rate, B, C)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of u, gain, delta, rate, B, C and the first state."""
+    inputs = _Inputs(u, gain, delta, rate, B, C)
     grads = _Inputs(*(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in inputs))
     first = grad_state.clone(memory_format=torch.contiguous_format)
-    for rows, channels in _tiles(v, B.shape[-1]):
+    for rows, channels in _tiles(u, B.shape[-1]):
         _scan_tile_backward(
             inputs.tile(rows, channels),
             chunk,
@@ -318,7 +331,8 @@ def _scan_backward(
 
 @_scan_backward.register_fake
 def _scan_backward_shapes(
-    v: Tensor,
+    u: Tensor,
+    gain: Tensor,
     delta: Tensor,
     rate: Tensor,
     B: Tensor,
@@ -327,9 +341,9 @@ def _scan_backward_shapes(
     chunk: int,
     grad_y: Tensor,
     grad_state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    v, delta, rate, B, C, first = (x.new_empty(x.shape) for x in (v, delta, rate, B, C, grad_state))
-    return v, delta, rate, B, C, first
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u, gain, delta, rate, B, C, first = (x.new_empty(x.shape) for x in (u, gain, delta, rate, B, C, grad_state))
+    return u, gain, delta, rate, B, C, first
 
 
 class _FactoredScan(torch.autograd.Function):
@@ -338,7 +352,8 @@ class _FactoredScan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
-        v: Tensor,
+        u: Tensor,
+        gain: Tensor,
         delta: Tensor,
         rate: Tensor,
         B: Tensor,
@@ -346,8 +361,8 @@ class _FactoredScan(torch.autograd.Function):
         state: Tensor,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        y, last, kept = torch.ops.dsf_models.factored_scan(v, delta, rate, B, C, state, chunk, True)
-        ctx.save_for_backward(v, delta, rate, B, C, kept)
+        y, last, kept = torch.ops.dsf_models.factored_scan(u, gain, delta, rate, B, C, state, chunk, True)
+        ctx.save_for_backward(u, gain, delta, rate, B, C, kept)
         ctx.chunk = chunk
         return y, last
 

@@ -1,6 +1,7 @@
 """Structures of Λ, one file each: how a step acts on the state, its eigenvalues, and its products over time."""
 
 from .base import (
+    LOG2_E,
     LOG_ZERO,
     DSFSystemError,
     Transition,
@@ -15,6 +16,7 @@ from .factored import FactoredDecay
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
+    "LOG2_E",
     "LOG_ZERO",
     "DSFSystemError",
     "FactoredDecay",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import DSFSystemError, Transition, broadcasts, causal_mask
+from .base import LOG2_E, DSFSystemError, Transition, broadcasts, causal_mask
 
 __all__ = ["FactoredDecay"]
 
@@ -49,7 +49,7 @@ class FactoredDecay(Transition):
     def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
         """Return exp(-Δ_time A) * S."""
         at = time if self.delta.shape[1] > 1 else 0
-        decay = (self.delta[:, at, :, None] * -self.rate).exp().to(state.dtype)
+        decay = (self.delta[:, at, :, None] * (self.rate * -LOG2_E)).exp2().to(state.dtype)
         return state.mul_(decay) if in_place else state * decay
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
