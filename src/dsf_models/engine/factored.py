@@ -172,8 +172,9 @@ def _buffers(count: int, inputs: _Inputs, chunk: int) -> list[_Buffer]:
     """Return uninitialised buffers for chunks of a tile."""
     (batch, length), block = inputs.u.shape[:2], _block(chunk)
     number = min(chunk // block, -(-length // block))
-    shape = (count, batch, number, block, *inputs.rate.shape)
-    return [_Buffer.of(whole) for whole in inputs.u.new_empty(shape).unbind(0)]
+    shape = (batch, number, block, *inputs.rate.shape)
+    # One by one: pieces of moderate size find their place between the tensors that are kept.
+    return [_Buffer.of(inputs.u.new_empty(shape)) for _ in range(count)]
 
 
 def _fill(inputs: _Inputs, decays: _Buffer, added: _Buffer) -> Tensor:
@@ -315,8 +316,11 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, gain, delta, rate, B, C and the first state."""
     inputs = _Inputs(u, gain, delta, rate, B, C)
-    grads = _Inputs(*(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in inputs))
+    # Tiles share rates, b and c: their gradients are sums over tiles.
+    grads = _Inputs(*(x.new_empty(x.shape) for x in inputs[:3]), *(x.new_zeros(x.shape) for x in inputs[3:]))
     first = grad_state.clone(memory_format=torch.contiguous_format)
+    # It has more buffers than the way there, and beside them lies everything that was kept.
+    chunk = max(chunk // 2, _block(chunk))
     for rows, channels in _tiles(u, B.shape[-1]):
         _scan_tile_backward(
             inputs.tile(rows, channels),

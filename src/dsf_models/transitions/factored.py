@@ -35,16 +35,14 @@ class FactoredDecay(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `delta` broadcasts to (b, t, h, p) and `rate` to (h, n, p)."""
-        for name, full in (
-            ("delta", {"b": batch, "t": length, "h": num_heads, "p": head_dim}),
-            ("rate", {"h": num_heads, "n": state_size, "p": head_dim}),
-        ):
-            shape = tuple(getattr(self, name).shape)
-            if len(shape) != len(full) or not all(map(broadcasts, shape, full.values())):
-                wanted = ", ".join(f"{size}|1" for size in full.values())
-                raise DSFSystemError(
-                    f"{name} has shape {shape}, but the system asks for ({', '.join(full)}) = ({wanted})."
-                )
+        self._check_shape("delta", (batch, length, num_heads, head_dim), "b, t, h, p")
+        self._check_shape("rate", (num_heads, state_size, head_dim), "h, n, p")
+
+    def _check_shape(self, name: str, full: tuple[int, ...], letters: str) -> None:
+        shape = tuple(getattr(self, name).shape)
+        if shape != full and not (len(shape) == len(full) and all(map(broadcasts, shape, full))):
+            sizes = ", ".join(f"{size}|1" for size in full)
+            raise DSFSystemError(f"{name} has shape {shape}; give ({letters}) = ({sizes}).")
 
     def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
         """Return exp(-Δ_time A) * S."""
