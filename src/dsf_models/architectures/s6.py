@@ -49,7 +49,7 @@ class S6Config(DSFConfig):
     """Configuration of S6; see `DSFConfig` for the shared fields. It has no heads: every channel is its own system."""
 
     model_type: ClassVar[str] = "dsf_s6"
-    uses_heads: ClassVar[bool] = False
+    fixed_fields: ClassVar[dict[str, int]] = {"num_heads": 1}
 
     num_heads: int = 1
     """Always 1: the channels share B and C, and nothing else."""

@@ -129,12 +129,6 @@ class SSDConfig(DSFConfig):
             'with decay="constant" no Δ enters λ, which could then differ by channel: use "head".',
         )
 
-    def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
-            require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
-
 
 class SSDMixer(DSFMixer):
     """Maps u to x, Δ, B, C by one projection and a short convolution; Λ = exp(-Δ a) per head."""

@@ -60,8 +60,8 @@ class DSFConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads"}
     uses_rope: ClassVar[bool] = False
     """Whether the architecture can rotate queries and keys (position_embedding="rope")."""
-    uses_heads: ClassVar[bool] = True
-    """Whether the architecture divides its inner width into heads; where not, num_heads is 1."""
+    fixed_fields: ClassVar[dict[str, int]] = {}
+    """Shared fields that leave the architecture no choice, with their only value (which is their default)."""
 
     vocab_size: int = 32000
     """Number of tokens in the vocabulary."""
@@ -148,12 +148,6 @@ class DSFConfig(PreTrainedConfig):
         if self.head_dim is None:
             inner = self.expand * self.hidden_size
             require(
-                inner % 1 == 0,
-                "expand",
-                self.expand,
-                f"expand · hidden_size = {inner:g} is no whole number of channels; choose a multiple of 1/hidden_size.",
-            )
-            require(
                 inner % self.num_heads == 0,
                 "num_heads",
                 self.num_heads,
@@ -201,15 +195,12 @@ class DSFConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
-        require(
-            self.uses_heads or self.num_heads == 1,
-            "num_heads",
-            self.num_heads,
-            f"{self.model_type} has no heads: leave num_heads out.",
-        )
         self._require_positive(
             "vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size"
         )
+        for name, only in self.fixed_fields.items():
+            value = getattr(self, name)
+            require(value == only, name, value, f"{self.model_type} leaves no choice but {only}: leave {name} out.")
         require(
             self.inner_size == self.expand * self.hidden_size,
             "head_dim",
@@ -290,6 +281,12 @@ class DSFConfig(PreTrainedConfig):
     def _require_positive(self, *names: str) -> None:
         for name in names:
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive and finite.")
+
+    def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+            require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
 
     def _require_activation(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)

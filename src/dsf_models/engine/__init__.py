@@ -15,9 +15,23 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, FactoredDecay, Identity, ScalarDecay, Transition
+from ..transitions import (
+    DPLR,
+    DeltaRule,
+    DSFSystemError,
+    ElementwiseDecay,
+    FactoredDecay,
+    Identity,
+    KeyDiagonal,
+    ScalarDecay,
+    Transition,
+)
 from .convolution import causal_convolution
+from .delta_rule import evaluate_delta_rule
+from .dplr import evaluate_chunked_dplr
+from .elementwise import evaluate_elementwise
 from .factored import evaluate_factored
+from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
@@ -30,7 +44,11 @@ MODES = ("recurrent", "chunked", "matrix")
 CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
+    ElementwiseDecay: evaluate_elementwise,
     FactoredDecay: evaluate_factored,
+    KeyDiagonal: evaluate_key_diagonal,
+    DeltaRule: evaluate_delta_rule,
+    DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
 
