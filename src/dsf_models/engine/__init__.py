@@ -23,6 +23,7 @@ from ..transitions import (
     DeltaRule,
     DSFSystemError,
     ElementwiseDecay,
+    FactoredDecay,
     Identity,
     KeyDiagonal,
     Rotation,
@@ -33,6 +34,7 @@ from .convolution import causal_convolution, next_window
 from .delta_rule import evaluate_delta_rule
 from .dplr import evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
+from .factored import evaluate_factored
 from .filtering import evaluate_filter
 from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
@@ -60,6 +62,7 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    FactoredDecay: evaluate_factored,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
     DPLR: evaluate_chunked_dplr,
