@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, StaticCache
 
-from dsf_models import list_architectures
+from dsf_models import HybridConfig, list_architectures
 from dsf_models.backbone import DSFModel, TimeInvariantConfig, get_architecture
 from tests import contract
 from tests.contract import CACHE_NAME, PAD, PADDING, VOCAB, fresh, gradients, new_cache, sequences, small_config
@@ -171,7 +171,30 @@ def test_what_needs_a_causal_model_is_refused(name):
 @pytest.mark.parametrize("field", [{"bidirectional": True}, {"window": 8}], ids=str)
 def test_time_varying_architectures_have_no_such_fields(name, field):
     config_class = get_architecture(name).config_class
-    assert not get_architecture(name).mixer_class.time_invariant
+    assert not getattr(get_architecture(name).mixer_class, "time_invariant", False)
     ((key, value),) = field.items()
     with pytest.raises(ValueError, match=f"{key}={value}: {config_class.__name__} has no field '{key}'"):
         small_config(name, "bare", **field)
+
+
+@torch.no_grad()
+def test_one_two_sided_layer_makes_a_hybrid_look_ahead():
+    """Such a hybrid classifies, padded and packed exactly, and is no causal model."""
+    config = HybridConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_heads=4,
+        state_size=4,
+        mixers=["ssd", "lru"],
+        mixer_options={"lru": {"bidirectional": True, "window": 4}},
+        num_labels=5,
+        initializer_range=0.3,
+    )
+    assert config.looks_ahead
+    with pytest.raises(ValueError, match=r"bidirectional=True.*classification"):
+        AutoModelForCausalLM.from_config(config)
+    model = AutoModelForTokenClassification.from_config(config).double().eval()
+    contract.assert_padding_contract(model, "interior", 1e-10)
+    contract.assert_packing_contract(model, 1e-10)
+    phi = [model.transfer_matrix(layer, sequences((9,))[0][None]) for layer in range(2)]
+    assert [bool(x.triu(1).any()) for x in phi] == [False, True]
