@@ -13,6 +13,7 @@ from . import (
     s4,
     s4d,
     s5,
+    s6,
     softmax_attention,
     ssd,
     taylor_attention,
@@ -29,6 +30,7 @@ from .rg_lru import *  # noqa: F403
 from .s4 import *  # noqa: F403
 from .s4d import *  # noqa: F403
 from .s5 import *  # noqa: F403
+from .s6 import *  # noqa: F403
 from .softmax_attention import *  # noqa: F403
 from .ssd import *  # noqa: F403
 from .taylor_attention import *  # noqa: F403
@@ -46,6 +48,7 @@ __all__ = [
     *s4.__all__,
     *s4d.__all__,
     *s5.__all__,
+    *s6.__all__,
     *softmax_attention.__all__,
     *ssd.__all__,
     *taylor_attention.__all__,

@@ -1,6 +1,7 @@
 """Structures of Λ, one file each: how a step acts on the state, its eigenvalues, and its products over time."""
 
 from .base import (
+    LOG2_E,
     LOG_ZERO,
     DSFSystemError,
     Transition,
@@ -15,6 +16,7 @@ from .delta_rule import DeltaRule
 from .discretization import Discretization, Discretized, discretize
 from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
+from .factored import FactoredDecay
 from .hippo import hippo_legs, hippo_legs_eigenvectors, hippo_legs_modes
 from .interrupted import Interrupted, interrupt
 from .key_diagonal import KeyDiagonal
@@ -23,12 +25,14 @@ from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "DPLR",
+    "LOG2_E",
     "LOG_ZERO",
     "DSFSystemError",
     "DeltaRule",
     "Discretization",
     "Discretized",
     "ElementwiseDecay",
+    "FactoredDecay",
     "Identity",
     "Interrupted",
     "KeyDiagonal",
