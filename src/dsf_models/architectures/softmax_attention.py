@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ..backbone import (
     Architecture,
+    CacheShapes,
     DSFBlock,
     DSFConfig,
     DSFForCausalLM,
@@ -32,6 +33,7 @@ from ..backbone import (
     register_architecture,
     rotate,
 )
+from ..engine import Flops
 from ..errors import require
 from ..system import SoftmaxSystem
 
@@ -114,6 +116,18 @@ class SoftmaxAttentionMixer(DSFMixer):
     def conv_width(cls, config: SoftmaxAttentionConfig) -> int:
         """Channels of q, k and v."""
         return config.num_heads * config.state_size + config.num_key_value_heads * (config.state_size + config.head_dim)
+
+    @classmethod
+    def cache_shapes(cls, config: SoftmaxAttentionConfig, length: int) -> CacheShapes:
+        """Return keys (g, t, n) and values (g, t, p) of all tokens so far, and the window."""
+        keys, values = ((config.num_key_value_heads, length, width) for width in (config.state_size, config.head_dim))
+        return CacheShapes([], [keys, values, *cls.window_shapes(config)])
+
+    @classmethod
+    def core_flops(cls, config: SoftmaxAttentionConfig, length: int, context: int = 0) -> Flops:
+        """Return what q^T k and the weighted sum of values cost, the masked half of the square included."""
+        pairs = config.num_heads * length * (context + length)
+        return Flops(2 * pairs * (config.state_size + config.head_dim), 4 * pairs)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return q, k, v side by side for the convolution."""

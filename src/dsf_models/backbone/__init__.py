@@ -3,7 +3,7 @@
 from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
 from .layout import TokenLayout
-from .mixer import DSFMixer, softplus_inverse
+from .mixer import CacheShapes, DSFMixer, softplus_inverse
 from .modeling import (
     DSFBlock,
     DSFForCausalLM,
@@ -17,6 +17,7 @@ from .registry import Architecture, get_architecture, list_architectures, regist
 
 __all__ = [
     "Architecture",
+    "CacheShapes",
     "DSFAttentionLayer",
     "DSFBlock",
     "DSFConfig",

@@ -5,7 +5,7 @@
 Letters: b batch, t time, h heads, p head width, d inner width h·p.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,16 @@ from .configuration import DSFConfig
 from .layers import GroupRMSNorm, ShortConvolution
 from .layout import TokenLayout
 
-__all__ = ["DSFMixer"]
+__all__ = ["CacheShapes", "DSFMixer"]
+
+
+class CacheShapes(NamedTuple):
+    """Shapes of what the cache holds of one layer for one sequence, without the batch dimension."""
+
+    states: list[tuple[int, ...]]
+    """Recurrent states, held in at least float32."""
+    activations: list[tuple[int, ...]]
+    """Convolution window, keys and values, held in the model's dtype."""
 
 
 class DSFMixer(nn.Module):
@@ -81,6 +90,30 @@ class DSFMixer(nn.Module):
 
     def init_parameters(self) -> None:
         """Initialise the parameters of Λ and whatever is not a projection, convolution or norm."""
+
+    # ---- what it costs ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def sketch(cls, config: DSFConfig) -> DSFSystem:
+        """Return the system of one token, without data (on the meta device): its sizes and the structure of its Λ."""
+        with torch.device("meta"):
+            layout = TokenLayout(position_ids=torch.empty(1, 1, dtype=torch.long))
+            return cls(config, layer_idx=0).observed_system(torch.empty(1, 1, config.hidden_size), layout)
+
+    @classmethod
+    def cache_shapes(cls, config: DSFConfig, length: int) -> CacheShapes:
+        """Return what the cache holds of a layer behind `length` tokens: the system's state and the window."""
+        return CacheShapes([cls.sketch(config).state_shape[1:]], cls.window_shapes(config))
+
+    @classmethod
+    def window_shapes(cls, config: DSFConfig) -> list[tuple[int, ...]]:
+        """Return the shape (K - 1, width) of the convolution's window, where there is one."""
+        return [(config.conv_kernel - 1, cls.conv_width(config))] if config.conv_kernel else []
+
+    @classmethod
+    def core_flops(cls, config: DSFConfig, length: int, context: int = 0) -> engine.Flops:
+        """Return what the core of a layer costs for `length` new tokens of a sequence behind `context` earlier ones."""
+        return engine.kernel_flops(cls.sketch(config), length)
 
     # ---- what all share --------------------------------------------------------------------------------------------
 
