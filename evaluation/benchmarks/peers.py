@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
-from dsf_models import SSDConfig, SSDForCausalLM
+from dsf_models import SSDForCausalLM
+from dsf_models.hub.conversion import MAMBA2
 
 __all__ = ["PAIRS", "Shape"]
 
@@ -38,33 +39,9 @@ def build_ssd_and_mamba2(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedMo
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
-    ours = SSDForCausalLM(SSDConfig(n_groups=1, norm_eps=peer.config.layer_norm_epsilon, **fields))
-    ours.load_state_dict(convert_mamba2(peer.state_dict(), shape))
+    ours = SSDForCausalLM(MAMBA2.dsf_config(peer.config))
+    ours.load_state_dict(MAMBA2.dsf_weights(peer.state_dict(), peer.config))
     return ours, peer
-
-
-def convert_mamba2(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return Mamba-2's weights under the names of our SSD; the fused projection is split into gate and system input."""
-    inner = shape.num_heads * shape.head_dim
-    converted = {
-        "model.embed_tokens.weight": weights["backbone.embeddings.weight"],
-        "model.norm.weight": weights["backbone.norm_f.weight"],
-        "lm_head.weight": weights["lm_head.weight"],
-    }
-    for layer in range(shape.num_hidden_layers):
-        old, new = f"backbone.layers.{layer}", f"model.layers.{layer}"
-        gate, system = weights[f"{old}.mixer.in_proj.weight"].tensor_split([inner])
-        converted |= {
-            f"{new}.norm.weight": weights[f"{old}.norm.weight"],
-            f"{new}.mixer.gate_proj.weight": gate,
-            f"{new}.mixer.in_proj.weight": system,
-            f"{new}.mixer.conv.weight": weights[f"{old}.mixer.conv1d.weight"],
-            f"{new}.mixer.conv.bias": weights[f"{old}.mixer.conv1d.bias"],
-            f"{new}.mixer.output_norm.weight": weights[f"{old}.mixer.norm.weight"],
-            f"{new}.mixer.out_proj.weight": weights[f"{old}.mixer.out_proj.weight"],
-        }
-        converted |= {f"{new}.mixer.{name}": weights[f"{old}.mixer.{name}"] for name in ("A_log", "dt_bias", "D")}
-    return converted
 
 
 @torch.no_grad()

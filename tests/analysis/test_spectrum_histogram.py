@@ -29,11 +29,11 @@ def test_pads_are_left_out():
 
 @pytest.mark.parametrize("config_class", [SoftmaxAttentionConfig, LinearAttentionConfig])
 def test_attention_starts_near_full_memory(config_class):
-    """With queries and keys near 0, λ_i = i / (i + 1): one value in [0.5, 0.9) for each i of 1 … 8, then [0.9, 1); i = 9 is on the edge."""
+    """With queries and keys near 0, λ_i = i / (i + 1): below 0.9 for i = 1 … 8, then above; i = 9 is on the edge."""
     config = config_class(**SIZES, initializer_range=1e-6)
     found = initial_spectrum(config, length=101)
     assert found.realisations == ["normalised"] * 2
-    expected = torch.tensor([0, 0, 0.08, 0.92, 0, 0, 0, 0]).double()
+    expected = torch.tensor([0, 0, 0.08, 0.92, 0, 0, 0, 0], dtype=torch.float64)
     assert float((found.fractions - expected).abs().max()) <= 0.01 + 1e-12
 
 

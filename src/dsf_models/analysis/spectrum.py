@@ -39,7 +39,7 @@ def initial_spectrum(
     input_ids: Tensor | None = None,
     *,
     batch: int = 2,
-    length: int = 64,
+    length: int | None = None,
     seed: int = 0,
 ) -> SpectrumHistogram:
     """Return where |λ| lies, for a freshly initialised model or for the model given, at its mixers' true inputs.
@@ -51,22 +51,26 @@ def initial_spectrum(
         config_or_model: a configuration, of which a model is initialised from `seed`; or a model.
         input_ids: (b, t) tokens. Default: random ones.
         batch: rows of the random tokens.
-        length: their length, at least 2.
+        length: their length, at least 2. Default: 64, or config.max_position_embeddings where that is less.
         seed: of the initialisation and the random tokens. The global random state is left as it was.
 
     Raises:
         ValueError: the tokens are shorter than two.
     """
-    length = length if input_ids is None else input_ids.shape[1]
+    config = config_or_model if isinstance(config_or_model, DSFConfig) else config_or_model.config
+    if input_ids is not None:
+        length = input_ids.shape[1]
+    elif length is None:
+        length = min(64, config.max_position_embeddings or 64)
     if length < 2:
         raise ValueError(f"length={length}: λ_1 is the first eigenvalue that acts; give at least 2 tokens a row.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = config_or_model
-        if isinstance(model, DSFConfig):
-            model = get_architecture(model.model_type.removeprefix("dsf_")).model_class(copy.deepcopy(model))
+        if model is config:
+            model = get_architecture(config.model_type.removeprefix("dsf_")).model_class(copy.deepcopy(config))
         if input_ids is None:
-            input_ids = torch.randint(model.config.vocab_size, (batch, length)).to(model.device)
+            input_ids = torch.randint(config.vocab_size, (batch, length)).to(model.device)
     training = model.training
     try:
         systems = model.eval().dsf_systems(input_ids)
