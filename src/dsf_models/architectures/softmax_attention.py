@@ -237,5 +237,6 @@ register_architecture(
         transition="(η_{i-1} / η_i) I per head, η_i = Σ_{l<=i} exp(q_i^T k_l / √n)",
         input_matrix="(1 / η_i) I ⊗ ψ(k_i), ψ infinite",
         output_matrix="I ⊗ φ(q_i)^T, φ infinite",
+        state_size="∞",
     )
 )
