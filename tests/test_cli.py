@@ -136,6 +136,7 @@ def test_convert_there_and_back(capsys, tmp_path):
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert torch.equal(AutoModelForCausalLM.from_pretrained(back)(ids).logits, model(ids).logits)
+    capsys.readouterr()
     assert "exists" in refused(capsys, "convert", source, ours)
 
 

@@ -20,6 +20,7 @@ from dsf_models.hub.usage import UsageError, closest
 from training.config import TrainConfig
 
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_KEPT_WORK: list[torch.distributed.Work] = []
 _SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 
@@ -43,6 +44,19 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         raise UsageError('training.mixed_precision is "fp16", which a CPU does not run: use "bf16" or "no".')
     check_batch_size(config, accelerator.num_processes)
     return accelerator
+
+
+def end(accelerator: Accelerator) -> None:
+    """Wait for all processes, then close the trackers and the process group.
+
+    A Gloo thread needs the interpreter's lock to free the last work that it did. The group's destructor holds that lock
+    while it waits for the thread: unless the work is kept, as here, the two can wait for each other for ever.
+    """
+    if torch.distributed.is_initialized():
+        barrier = torch.distributed.barrier(async_op=True)
+        barrier.wait()
+        _KEPT_WORK.append(barrier)
+    accelerator.end_training()
 
 
 def check_tracker(name: str) -> None:

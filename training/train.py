@@ -32,7 +32,7 @@ from dsf_models.tasks import IGNORE_INDEX
 from training.checkpoint import Progress, best_folder, last_checkpoint, read_progress, save_best, save_checkpoint
 from training.config import TrainConfig, config_to_dict, parse_config
 from training.data import TaskData, load_data, parts_of_process
-from training.launch import build_accelerator
+from training.launch import build_accelerator, end
 from training.metrics import MetricsLog, Score, score_split
 from training.model import build_model, check_model_runs, count_parameters
 from training.optim import build_optimizer, build_schedule
@@ -106,7 +106,7 @@ def main(config: TrainConfig) -> None:
         accelerator.load_state(str(checkpoint))
     fit(run)
     test(run)
-    accelerator.end_training()
+    end(accelerator)
 
 
 def start(

@@ -121,6 +121,11 @@ def spread_of_weights(config):
     return f"{fresh_model(config).embed_tokens.weight.std().item():.1g}"
 
 
+def spread_into_the_residual_stream(config):
+    mixers = [module for module in fresh_model(config).modules() if isinstance(module, DSFMixer)]
+    return f"{mixers[0].out_proj.weight.std().item():.1g}"
+
+
 def parameters_of_the_transition(config):
     mixers = [module for module in fresh_model(config).modules() if isinstance(module, DSFMixer)]
     return [getattr(mixer, key).tolist() for mixer in mixers for key in mixer.transition_parameters]
@@ -174,6 +179,7 @@ ALIVE = {
     "norm_eps": Alive([1e-6, 1e-2]),
     "dropout": Alive([0.0, 0.5], outputs_in_training),
     "initializer_range": Alive([0.02, 0.5], spread_of_weights),
+    "initialization": Alive(["declared", "as_released"], spread_into_the_residual_stream),
     "tie_word_embeddings": Alive([False, True], shares_its_embedding),
     "label_alignment": Alive(["next", "same"], loss),
     "use_cache": Alive([True, False], returns_a_cache),

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ..backbone import DSFConfig, DSFForCausalLM, get_architecture
-from ..backbone.layers import ShortConvolution
 from ..backbone.registry import mixer_class
 from ..engine import Flops, compute_dtype
 
@@ -92,21 +91,22 @@ def decoding_flops(config: DSFConfig, context: int) -> Flops:
 
 
 def _body_flops(config: DSFConfig, length: int, context: int = 0) -> Flops:
-    tokenwise = sum(map(_flops_per_token, _without_data(config).base_model.modules()), Flops())
-    core = (mixer_class(layer).core_flops(layer, length, context) for layer in _layers(config))
-    return sum(core, tokenwise * length)
+    channel_mixers = (block.channel_mixer for block in _without_data(config).base_model.layers)
+    linear = (module for mixer in channel_mixers if mixer is not None for module in mixer.modules())
+    total = sum(map(_flops_of_linear, linear), Flops()) * length
+    for layer in _layers(config):
+        mixer = mixer_class(layer)
+        total += mixer.token_flops(layer) * length + mixer.core_flops(layer, length, context)
+    return total
 
 
 def _head_flops(config: DSFConfig) -> Flops:
     return Flops(matmul=2 * config.hidden_size * config.vocab_size)
 
 
-def _flops_per_token(module: nn.Module) -> Flops:
-    if isinstance(module, nn.Linear):
-        return Flops(matmul=2 * module.in_features * module.out_features)
-    if isinstance(module, ShortConvolution):
-        return Flops(elementwise=2 * module.weight.numel())
-    return Flops()
+def _flops_of_linear(module: nn.Module) -> Flops:
+    """Return what a module costs for each token, if it is a projection; 0 for all others."""
+    return Flops(matmul=2 * module.weight.numel()) if isinstance(module, nn.Linear) else Flops()
 
 
 def _layers(config: DSFConfig) -> list[DSFConfig]:

@@ -120,6 +120,7 @@ class SSDMixer(DSFMixer):
 
     conv_activation: ClassVar[str | None] = "silu"
     transition_parameters: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias", "D")
+    released_zeros: ClassVar[tuple[str, ...]] = ("dt_bias",)
 
     def __init__(self, config: SSDConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)

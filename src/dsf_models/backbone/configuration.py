@@ -111,6 +111,9 @@ class DSFConfig(PreTrainedConfig):
     """Dropout of the embeddings and of each residual branch."""
     initializer_range: float | int = 0.02
     """Standard deviation of the weights of projections and embeddings at initialisation."""
+    initialization: Literal["declared", "as_released"] = "declared"
+    """"declared": what each source states. "as_released": what the DSF paper's code does, which draws every projection
+    anew (so that every Δ starts at softplus(0)) and scales down those into the residual stream."""
 
     tie_word_embeddings: bool = False
     """Whether the language-model head shares the embedding's weights."""

@@ -3,6 +3,8 @@
 Letters: b batch, t time, d width, K convolution taps.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,13 @@ __all__ = [
     "ShortConvolution",
     "build_channel_mixer",
     "build_norm",
+    "residual_std",
 ]
+
+
+def residual_std(config: DSFConfig) -> float:
+    """Return the released standard deviation of projections into the residual stream, two of them a layer."""
+    return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
 
 
 def build_norm(config: DSFConfig, width: int) -> nn.Module:

@@ -9,14 +9,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .. import engine
 from ..system import DSFSystem, SoftmaxSystem
 from .cache import checked_layer
 from .configuration import DSFConfig
-from .layers import GroupRMSNorm, ShortConvolution
+from .layers import GroupRMSNorm, ShortConvolution, residual_std
 from .layout import TokenLayout
 
 __all__ = ["CacheShapes", "DSFMixer"]
@@ -46,6 +48,8 @@ class DSFMixer(nn.Module):
     """Whether the output norm comes before the gate."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
+    released_zeros: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that initialization="as_released" sets to zero: biases of projections in that code."""
 
     def __init__(self, config: DSFConfig, layer_idx: int) -> None:
         super().__init__()
@@ -91,14 +95,32 @@ class DSFMixer(nn.Module):
     def init_parameters(self) -> None:
         """Initialise the parameters of Λ and whatever is not a projection, convolution or norm."""
 
+    def init_as_released(self) -> None:
+        """Draw every projection anew, out_proj with std initializer_range / √(2 · num_hidden_layers); biases zero.
+
+        Source: the code released with Sieber et al. 2024, whose model-wide initialisation overrides that of the mixers.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.normal_(module.weight, std=self.config.initializer_range)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+        init.normal_(self.out_proj.weight, std=residual_std(self.config))
+        for name in self.released_zeros:
+            init.zeros_(getattr(self, name))
+
     # ---- what it costs ---------------------------------------------------------------------------------------------
 
     @classmethod
     def sketch(cls, config: DSFConfig) -> DSFSystem:
         """Return the system of one token, without data (on the meta device): its sizes and the structure of its Λ."""
         with torch.device("meta"):
-            layout = TokenLayout(position_ids=torch.empty(1, 1, dtype=torch.long))
-            return cls(config, layer_idx=0).observed_system(torch.empty(1, 1, config.hidden_size), layout)
+            mixer = cls(config, layer_idx=0)
+            return mixer.observed_system(torch.empty(1, 1, config.hidden_size), mixer._one_token())
+
+    @staticmethod
+    def _one_token() -> TokenLayout:
+        return TokenLayout(position_ids=torch.empty(1, 1, dtype=torch.long))
 
     @classmethod
     def cache_shapes(cls, config: DSFConfig, length: int) -> CacheShapes:
@@ -109,6 +131,17 @@ class DSFMixer(nn.Module):
     def window_shapes(cls, config: DSFConfig) -> list[tuple[int, ...]]:
         """Return the shape (K - 1, width) of the convolution's window, where there is one."""
         return [(config.conv_kernel - 1, cls.conv_width(config))] if config.conv_kernel else []
+
+    @classmethod
+    def token_flops(cls, config: DSFConfig) -> engine.Flops:
+        """Return what a layer costs for each token outside its core: what leads to the system and away from it."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            mixer = cls(config, layer_idx=0)
+            hidden = torch.empty(1, 1, config.hidden_size)
+            mixer.observed_system(hidden, mixer._one_token())
+            mixer.finish(torch.empty(1, 1, mixer.inner_size), hidden)
+        taps = 0 if mixer.conv is None else mixer.conv.weight.numel()
+        return engine.Flops(matmul=counter.get_total_flops(), elementwise=2 * taps)
 
     @classmethod
     def core_flops(cls, config: DSFConfig, length: int, context: int = 0) -> engine.Flops:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
 from transformers.masking_utils import (
     LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
     create_causal_mask,
@@ -31,7 +32,15 @@ from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
 from .generation import DSFGenerationMixin
 from .inspection import InspectionMixin
-from .layers import LearnedPositions, ShortConvolution, build_channel_mixer, build_norm
+from .layers import (
+    GatedChannelMixer,
+    LearnedPositions,
+    MLPChannelMixer,
+    ShortConvolution,
+    build_channel_mixer,
+    build_norm,
+    residual_std,
+)
 from .layout import TokenLayout, build_layout, recurrent_mask
 from .loss import aligned_targets, causal_lm_loss
 from .mixer import DSFMixer
@@ -135,11 +144,21 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
             name = _damaged_file(pretrained_model_name_or_path) or pretrained_model_name_or_path
             raise OSError(f"{name} is damaged or cut off ({error}): copy or download it again.") from error
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # In code from outside transformers, modules without parameters of their own are passed over, lest loaded
+        # weights be overwritten. Here all goes through transformers.initialization, which spares them.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, DSFMixer | ShortConvolution):
             module.init_parameters()
+        if self.config.initialization == "as_released":
+            if isinstance(module, DSFMixer):
+                module.init_as_released()
+            elif isinstance(module, MLPChannelMixer | GatedChannelMixer):
+                init.normal_(module.down_proj.weight, std=residual_std(self.config))
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay must leave alone: those of Λ, every norm and every bias."""
