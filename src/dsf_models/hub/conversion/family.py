@@ -37,6 +37,8 @@ class Rule:
     """Names in transformers' model."""
     target: tuple[str, ...]
     """Names in the model here."""
+    transposed: bool = False
+    """Whether the one parameter lies there as its transpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Family:
         """
         kept = {name: value for name, value in weights.items() if not name.endswith(self.stale)}
         given, wanted = self._shapes(source), self._shapes(self.dsf_config(source))
-        pairs = [(rule.source, rule.target) for rule in self.rules(source.num_hidden_layers)]
+        pairs = [(rule.source, rule.target, rule.transposed) for rule in self.rules(source.num_hidden_layers)]
         return _translated(_untied(kept, given), given, wanted, pairs)
 
     def source_weights(self, weights: Mapping[str, Tensor], config: DSFConfig) -> dict[str, Tensor]:
@@ -131,7 +133,7 @@ class Family:
             UsageError: a parameter is missing, unknown or of another shape; the message names it.
         """
         given, wanted = self._shapes(config), self._shapes(self.source_config_of(config))
-        pairs = [(rule.target, rule.source) for rule in self.rules(config.num_hidden_layers)]
+        pairs = [(rule.target, rule.source, rule.transposed) for rule in self.rules(config.num_hidden_layers)]
         return _translated(_untied(weights, given), given, wanted, pairs)
 
     def _shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
@@ -180,7 +182,7 @@ def _translated(
     weights: Mapping[str, Tensor],
     given: Mapping[str, tuple[int, ...]],
     wanted: Mapping[str, tuple[int, ...]],
-    pairs: list[tuple[tuple[str, ...], tuple[str, ...]]],
+    pairs: list[tuple[tuple[str, ...], tuple[str, ...], bool]],
 ) -> dict[str, Tensor]:
     for name in sorted(weights.keys() ^ given.keys()):
         problem = "is missing from the checkpoint" if name in given else "is no parameter of such a model"
@@ -189,9 +191,10 @@ def _translated(
         if tuple(weights[name].shape) != shape:
             raise UsageError(f"{name} has shape {tuple(weights[name].shape)}, but config.json asks for {shape}.")
     translated: dict[str, Tensor] = {}
-    for olds, news in pairs:
+    for olds, news, transposed in pairs:
         if news[0] in wanted:
-            translated |= _moved([weights[name] for name in olds], {name: wanted[name] for name in news})
+            tensors = [weights[name].t().contiguous() if transposed else weights[name] for name in olds]
+            translated |= _moved(tensors, {name: wanted[name] for name in news})
     return translated
 
 
