@@ -17,7 +17,7 @@ from torch import Tensor
 from ..system import DSFSystem
 from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
-from .cost import Flops, recurrent_flops
+from .cost import Flops, recurrent_flops, scan_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import chunked_flops, evaluate_chunked
@@ -40,7 +40,7 @@ CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
 """The chunked kernel of each structure of Λ."""
 
 CHUNKED_COSTS = {Identity: chunked_flops, ScalarDecay: chunked_flops}
-"""What the chunked kernel costs where it is made of matrix products; a scan costs what its recurrence costs."""
+"""What the chunked kernel costs where it is made of matrix products; others walk step by step."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -105,7 +105,7 @@ def kernel_flops(system: DSFSystem, length: int) -> Flops:
         system: any system with these sizes and this structure of Λ; its values and its length do not matter.
         length: number of steps; 1 is a step of decoding.
     """
-    cost = recurrent_flops if length == 1 else CHUNKED_COSTS.get(type(system.transition), recurrent_flops)
+    cost = recurrent_flops if length == 1 else CHUNKED_COSTS.get(type(system.transition), scan_flops)
     return cost(system, length)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..system import DSFSystem
 
-__all__ = ["Flops", "recurrent_flops"]
+__all__ = ["Flops", "recurrent_flops", "scan_flops"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,8 @@ def recurrent_flops(system: DSFSystem, length: int) -> Flops:
     _, num_heads, n, p = system.state_shape
     entries = num_heads * n * p
     return Flops(2 * entries, (2 + system.transition.flops_per_entry) * entries) * length
+
+
+def scan_flops(system: DSFSystem, length: int) -> Flops:
+    """Return what a kernel costs that walks the same steps without matrix products; as `recurrent_flops`."""
+    return Flops(elementwise=recurrent_flops(system, length).total)
