@@ -50,6 +50,8 @@ def test_list_has_a_row_for_every_architecture(capsys):
             architecture.state_size,
         ]
         assert cells[6] == ("yes" if architecture.time_invariant else "no")
+        keeps_tokens = set(architecture.config_class().layer_types) & {"full_attention", "dsf_attention"}
+        assert cells[7] == ("quadratic" if keeps_tokens else "linear")
 
 
 @pytest.mark.parametrize("name", list_architectures())

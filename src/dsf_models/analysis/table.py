@@ -7,6 +7,9 @@ __all__ = ["HEADER", "architecture_rows", "markdown_table", "text_table"]
 
 HEADER = ("architecture", "Λ_i", "B_i", "C_i", "D_i", "N", "time-invariant", "cost in length")
 
+_LONG = 2**24
+"""Tokens: more than any window of local attention holds."""
+
 
 def architecture_rows() -> list[tuple[str, ...]]:
     """Return a row for each registered architecture, under `HEADER`."""
@@ -27,9 +30,9 @@ def _row(architecture: Architecture) -> tuple[str, ...]:
 
 
 def _complexity(architecture: Architecture) -> str:
-    """Return how the cost of a sequence grows: with its square where each token is kept, and read by all later ones."""
+    """Return how the cost of a sequence grows: with its square where every token is kept, and read by all later ones."""
     config = architecture.config_class()
-    return "quadratic" if state_bytes(config, 2) > state_bytes(config, 1) else "linear"
+    return "quadratic" if state_bytes(config, 2 * _LONG) > state_bytes(config, _LONG) else "linear"
 
 
 def text_table(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:

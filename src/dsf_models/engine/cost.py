@@ -42,7 +42,9 @@ def recurrent_flops(system: DSFSystem, length: int) -> Flops:
     """
     _, num_heads, n, p = system.state_shape
     entries = num_heads * n * p
-    return Flops(2 * entries, (2 + system.transition.flops_per_entry) * entries) * length
+    transition = system.transition
+    step = Flops(2 + transition.matmul_flops_per_entry, 2 + transition.flops_per_entry)
+    return step * (entries * length)
 
 
 def scan_flops(system: DSFSystem, length: int) -> Flops:

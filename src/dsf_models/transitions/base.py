@@ -68,7 +68,9 @@ class Transition(ABC):
     name: ClassVar[str]
     """Name of the structure, for messages and tables."""
     flops_per_entry: ClassVar[int] = 1
-    """Floating-point operations by which one step of Λ moves one entry of the state."""
+    """Elementwise operations by which one step of Λ moves one entry of the state."""
+    matmul_flops_per_entry: ClassVar[int] = 0
+    """Operations of matrix products beside them."""
 
     @abstractmethod
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
