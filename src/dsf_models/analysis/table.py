@@ -30,7 +30,7 @@ def _row(architecture: Architecture) -> tuple[str, ...]:
 
 
 def _complexity(architecture: Architecture) -> str:
-    """Return how the cost of a sequence grows: with its square where every token is kept, and read by all later ones."""
+    """Return how the cost of a sequence grows: with its square where each token is kept and read by all later ones."""
     config = architecture.config_class()
     return "quadratic" if state_bytes(config, 2 * _LONG) > state_bytes(config, _LONG) else "linear"
 
