@@ -38,7 +38,11 @@ class Rule:
     target: tuple[str, ...]
     """Names in the model here."""
     transposed: bool = False
-    """Whether the one parameter lies there as its transpose."""
+    """Whether one is the transpose of the other."""
+
+    def reversed(self) -> "Rule":
+        """Return the rule for the way back."""
+        return Rule(self.target, self.source, self.transposed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +127,7 @@ class Family:
         """
         kept = {name: value for name, value in weights.items() if not name.endswith(self.stale)}
         given, wanted = self._shapes(source), self._shapes(self.dsf_config(source))
-        pairs = [(rule.source, rule.target, rule.transposed) for rule in self.rules(source.num_hidden_layers)]
-        return _translated(_untied(kept, given), given, wanted, pairs)
+        return _translated(_untied(kept, given), given, wanted, self.rules(source.num_hidden_layers))
 
     def source_weights(self, weights: Mapping[str, Tensor], config: DSFConfig) -> dict[str, Tensor]:
         """Return the weights of a model here under transformers' names.
@@ -133,8 +136,8 @@ class Family:
             UsageError: a parameter is missing, unknown or of another shape; the message names it.
         """
         given, wanted = self._shapes(config), self._shapes(self.source_config_of(config))
-        pairs = [(rule.target, rule.source, rule.transposed) for rule in self.rules(config.num_hidden_layers)]
-        return _translated(_untied(weights, given), given, wanted, pairs)
+        back = [rule.reversed() for rule in self.rules(config.num_hidden_layers)]
+        return _translated(_untied(weights, given), given, wanted, back)
 
     def _shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter that a file holds: of those that are tied, the embedding."""
@@ -182,8 +185,19 @@ def _translated(
     weights: Mapping[str, Tensor],
     given: Mapping[str, tuple[int, ...]],
     wanted: Mapping[str, tuple[int, ...]],
-    pairs: list[tuple[tuple[str, ...], tuple[str, ...], bool]],
+    rules: list[Rule],
 ) -> dict[str, Tensor]:
+    """Return the weights under other names.
+
+    Args:
+        weights: what a file holds.
+        given: shapes of what it should hold.
+        wanted: shapes of what is to come out.
+        rules: from the one to the other.
+
+    Raises:
+        UsageError: `weights` are not those of `given`.
+    """
     for name in sorted(weights.keys() ^ given.keys()):
         problem = "is missing from the checkpoint" if name in given else "is no parameter of such a model"
         raise UsageError(f"{name} {problem}: config.json and the weights do not belong together.")
@@ -191,10 +205,10 @@ def _translated(
         if tuple(weights[name].shape) != shape:
             raise UsageError(f"{name} has shape {tuple(weights[name].shape)}, but config.json asks for {shape}.")
     translated: dict[str, Tensor] = {}
-    for olds, news, transposed in pairs:
-        if news[0] in wanted:
-            tensors = [weights[name].t().contiguous() if transposed else weights[name] for name in olds]
-            translated |= _moved(tensors, {name: wanted[name] for name in news})
+    for rule in rules:
+        if rule.target[0] in wanted:
+            tensors = [weights[name].t().contiguous() if rule.transposed else weights[name] for name in rule.source]
+            translated |= _moved(tensors, {name: wanted[name] for name in rule.target})
     return translated
 
 
