@@ -60,7 +60,7 @@ _VARIANTS = {
         "hidden_act": "relu",
     },
 }
-_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2}
+_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2, "reversed_sigmoid": True}
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
 
 
@@ -68,13 +68,14 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     """Return the fields of every small configuration of an architecture."""
     config_class = get_architecture(name).config_class
     own = {field: value for field, value in _OF_SOME.items() if field in config_class.__dataclass_fields__}
-    found = {case: _SMALL | fields for case, fields in _VARIANTS.items()}
+    small = _SMALL | config_class.fixed_fields
+    found = {case: small | fields for case, fields in _VARIANTS.items()}
     found["full"] |= own
     if config_class.uses_rope:
-        found["rope"] = _SMALL | own | {"position_embedding": "rope", "conv_kernel": 3}
-        found["rope_bare"] = _SMALL | own | {"position_embedding": "rope"}
+        found["rope"] = small | own | {"position_embedding": "rope", "conv_kernel": 3}
+        found["rope_bare"] = small | own | {"position_embedding": "rope"}
     if hasattr(config_class, "minimal"):
-        found["minimal"] = _SMALL | {"num_heads": 1}
+        found["minimal"] = small | {"num_heads": 1}
     return found
 
 
@@ -240,8 +241,13 @@ def assert_modes_agree(model: PreTrainedModel, **inputs: Tensor) -> None:
             assert_close(y, expected, tolerance, f"layer {layer}, {mode}")
             found = gradients(model, (y * weight).sum())
             assert_gradients_close(found, reference, tolerance, f"layer {layer}, {mode}")
-        applied = torch.einsum("bhij,bjhp->bihp", system.transfer_matrix(), system.u.double())
+        applied = apply_transfer_matrix(system.transfer_matrix(), system.u.double())
         assert_close(applied, expected, 1e-10 if model.dtype == torch.float64 else 1e-5, f"layer {layer}, Φ")
+
+
+def apply_transfer_matrix(phi: Tensor, u: Tensor) -> Tensor:
+    """Return Φu, with Φ (b, h, t, t) or (b, h, p, t, t) and u (b, t, h, p)."""
+    return torch.einsum("bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp", phi, u)
 
 
 def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: Tensor) -> None:
@@ -253,8 +259,7 @@ def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: 
         hidden, layout = args[0], args[1]
         phi = system.transfer_matrix()
         u = system.u.repeat_interleave(phi.shape[1] // system.u.shape[2], dim=2)
-        equation = "bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp"
-        y = torch.einsum(equation, phi, u.double()).to(hidden.dtype)
+        y = apply_transfer_matrix(phi, u.double()).to(hidden.dtype)
         rebuilt = layout.scatter(mixer.finish(y.flatten(2), layout.gather(hidden)))
         real = torch.ones(hidden.shape[:2], dtype=torch.bool)
         real = inputs["attention_mask"].bool() if "attention_mask" in inputs else real

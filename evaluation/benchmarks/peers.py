@@ -5,12 +5,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
+from transformers import (
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    PreTrainedModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+)
 
-from dsf_models import SSDForCausalLM
+from dsf_models import RGLRUConfig, RGLRUForCausalLM, SSDForCausalLM
 from dsf_models.hub.conversion import MAMBA2
 
-__all__ = ["PAIRS", "Shape"]
+__all__ = ["PAIRS", "WITHOUT_CACHE", "Shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +42,79 @@ def build_ssd_and_mamba2(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedMo
     """
     fields = vars(shape)
     peer = Mamba2ForCausalLM(Mamba2Config(n_groups=1, residual_in_fp32=False, **fields))
-    with torch.no_grad():
-        for parameter in peer.parameters():
-            parameter.add_(noise * torch.randn_like(parameter))
+    add_noise(peer, noise)
     ours = SSDForCausalLM(MAMBA2.dsf_config(peer.config))
     ours.load_state_dict(MAMBA2.dsf_weights(peer.state_dict(), peer.config))
     return ours, peer
+
+
+def build_rg_lru_and_recurrent_gemma(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return our RG-LRU and transformers' RecurrentGemma, all of its blocks recurrent, with one set of weights.
+
+    Its caches hold inner widths of hidden_size alone, so expand does not apply; its soft cap of the logits, which ours
+    do not have, is put out of reach.
+
+    Args:
+        shape: sizes of both.
+        noise: standard deviation of what is added to every weight, so that those that start at 0 or 1 take part.
+    """
+    sizes = {name: getattr(shape, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    peer = RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            num_attention_heads=shape.num_heads,
+            intermediate_size=3 * shape.hidden_size,
+            conv1d_width=shape.conv_kernel,
+            block_types=["recurrent"],
+            logits_soft_cap=1e6,
+            tie_word_embeddings=False,
+            **sizes,
+        )
+    )
+    add_noise(peer, noise)
+    ours = RGLRUForCausalLM(
+        RGLRUConfig(
+            num_heads=shape.num_heads,
+            conv_kernel=shape.conv_kernel,
+            norm_eps=peer.config.rms_norm_eps,
+            channel_mixer="geglu",
+            intermediate_size=peer.config.intermediate_size // 2,
+            mlp_bias=True,
+            **sizes,
+        )
+    )
+    ours.load_state_dict(convert_recurrent_gemma(peer.state_dict(), peer.model.normalizer.float()))
+    return ours, peer
+
+
+@torch.no_grad()
+def add_noise(model: PreTrainedModel, noise: float) -> None:
+    """Add normal noise to every weight."""
+    for parameter in model.parameters():
+        parameter.add_(noise * torch.randn_like(parameter))
+
+
+def convert_recurrent_gemma(weights: dict[str, Tensor], embedding_scale: Tensor) -> dict[str, Tensor]:
+    """Return RecurrentGemma's weights under the names of our RG-LRU; its norms multiply by 1 + weight."""
+    names = {
+        "temporal_pre_norm": "norm",
+        "channel_pre_norm": "channel_norm",
+        "final_norm": "norm",
+        "temporal_block": "mixer",
+        "mlp_block": "channel_mixer",
+        "rg_lru.": "",
+        "linear_x": "in_proj",
+        "linear_y": "gate_proj",
+        "linear_out": "out_proj",
+        "conv_1d": "conv",
+    }
+    converted = {}
+    for name, value in weights.items():
+        value = value + 1 if "norm.weight" in name else value
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        converted[name] = value
+    converted["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * embedding_scale
+    return converted
 
 
 @torch.no_grad()
@@ -51,5 +124,11 @@ def largest_difference(ours: PreTrainedModel, peer: PreTrainedModel, input_ids: 
     return float((ours(input_ids, use_cache=False).logits - expected).abs().max() / expected.abs().max())
 
 
-PAIRS: dict[str, Callable[..., tuple[PreTrainedModel, PreTrainedModel]]] = {"ssd": build_ssd_and_mamba2}
+PAIRS: dict[str, Callable[..., tuple[PreTrainedModel, PreTrainedModel]]] = {
+    "rg_lru": build_rg_lru_and_recurrent_gemma,
+    "ssd": build_ssd_and_mamba2,
+}
 """Architecture -> builder of (ours, peer) from a `Shape`."""
+
+WITHOUT_CACHE = (RecurrentGemmaForCausalLM,)
+"""Peers that raise when asked for a cache, as RecurrentGemma does where no block is attention; they do not decode."""

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
-from evaluation.benchmarks.peers import PAIRS, Shape, largest_difference
+from evaluation.benchmarks.peers import PAIRS, WITHOUT_CACHE, Shape, largest_difference
 
 DECODE_BLOCK = 32
 """Tokens that one model decodes before the other has its turn: its weights then come from the processor's cache."""
@@ -73,9 +73,10 @@ def training_step(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], flo
 
 
 def prefill(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], float]:
-    """Return a timed pass that fills a cache and computes the last token's logits."""
+    """Return a timed pass that fills a cache (if there is one) and computes the last token's logits."""
     model.eval()
-    return timed(torch.no_grad()(lambda: model(input_ids, use_cache=True, logits_to_keep=1)))
+    caches = not isinstance(model, WITHOUT_CACHE)
+    return timed(torch.no_grad()(lambda: model(input_ids, use_cache=caches, logits_to_keep=1)))
 
 
 def decode(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], float]:
@@ -114,6 +115,8 @@ def compare(architecture: str, shape: Shape, lengths: list[int], repeats: int) -
                 f"{architecture} and {type(peer).__name__} differ by {difference:.1e} at {length} tokens."
             )
         for measure, build in MEASURES.items():
+            if build is decode and isinstance(peer, WITHOUT_CACHE):
+                continue
             times = interleave(build(ours, input_ids), build(peer, input_ids), repeats)
             timings.append(
                 Timing(

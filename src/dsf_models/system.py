@@ -154,6 +154,11 @@ class DSFSystem:
                 f"input_gain has shape {tuple(self.input_gain.shape)}, but a normalized system has one normaliser a "
                 f"head: give one gain a head, ({batch}|1, {length}|1, {num_heads}), or multiply it into u."
             )
+        if self.normalized and self.transition.per_channel:
+            raise DSFSystemError(
+                f"normalized is True, but Λ of structure {self.transition.name!r} differs between the channels of a "
+                "head, which share one normaliser: leave normalized out."
+            )
         if self.D is not None and tuple(self.D.shape) not in ((num_heads,), (num_heads, head_dim)):
             raise DSFSystemError(
                 f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."

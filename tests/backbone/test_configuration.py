@@ -43,7 +43,12 @@ def fields_of(config_class):
 
 
 def make(name, **changes):
-    return CONFIG_CLASSES[name](**SMALL | changes)
+    return CONFIG_CLASSES[name](**small(name) | changes)
+
+
+def small(name):
+    """Return the small sizes, without a choice where the architecture leaves none."""
+    return SMALL | CONFIG_CLASSES[name].fixed_fields
 
 
 # ---- documentation --------------------------------------------------------------------------------------------------
@@ -198,6 +203,10 @@ ALIVE = {
         ],
         beside={"position_embedding": "rope"},
     ),
+    # qLSTM.
+    "gates_from": Alive(["inner", "hidden"], beside={"conv_kernel": 3}),
+    "reversed_sigmoid": Alive([False, True]),
+    "learn_exponent": Alive([True, False], beside={"reversed_sigmoid": True}),
     # SSD.
     "n_groups": Alive([1, 2, 4]),
     "time_step_min": Alive([0.001, 0.01], parameters_of_the_transition),
@@ -221,12 +230,25 @@ def test_the_table_holds_no_field_that_is_gone():
     assert ALIVE.keys() == set().union(*map(fields_of, CONFIG_CLASSES.values()))
 
 
-@pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name in CONFIG_CLASSES for key in ALIVE if key in fields_of(CONFIG_CLASSES[name])]
-)
+def alive_in(name, key):
+    """Return the table's entry for a field; a head is as wide as the number of heads leaves it."""
+    if key == "head_dim":
+        heads = small(name)["num_heads"]
+        return Alive([16 // heads, 32 // heads], along=[{"expand": 1}, {"expand": 2}])
+    return ALIVE[key]
+
+
+def choices():
+    """Return every architecture with every field in which it has a choice."""
+    for name, config_class in CONFIG_CLASSES.items():
+        for key in fields_of(config_class).keys() - config_class.fixed_fields.keys():
+            yield name, key
+
+
+@pytest.mark.parametrize(("name", "key"), sorted(choices()))
 @torch.no_grad()
 def test_every_field_is_alive(name, key):
-    alive, seen = ALIVE[key], []
+    alive, seen = alive_in(name, key), []
     for index, value in enumerate(alive.values):
         if value == "rope" and not CONFIG_CLASSES[name].uses_rope:
             continue
@@ -248,12 +270,12 @@ NONSENSE = [
     ({"num_heads": -4, "head_dim": -4}, ["num_heads=-4", "positive"]),
     ({"num_heads": 3}, ["num_heads=3", "does not divide", "16", "choose a divisor, or set head_dim"]),
     ({"num_attention_heads": 3}, ["num_heads=3", "does not divide"]),
-    ({"head_dim": 5}, ["head_dim=5", "20", "16", "leave head_dim out"]),
+    ({"head_dim": 5}, ["head_dim=5", "num_heads · head_dim", "16", "leave head_dim out"]),
     ({"head_dim": 0}, ["head_dim=0", "positive"]),
     ({"expand": 0}, ["expand=0", "positive"]),
     ({"expand": float("inf")}, ["expand=inf", "finite"]),
     ({"expand": float("nan")}, ["expand=nan", "finite"]),
-    ({"expand": 1.3}, ["num_heads=4", "20.8", "choose a divisor"]),
+    ({"expand": 1.3}, ["num_heads=", "20.8", "choose a divisor"]),
     ({"state_size": 0}, ["state_size=0", "positive"]),
     ({"conv_kernel": 1}, ["conv_kernel=1", "use 0 (none) or at least 2 taps"]),
     ({"conv_kernel": -1}, ["conv_kernel=-1", "at least 2 taps"]),
@@ -290,6 +312,7 @@ NONSENSE_OF_SOME = [
     ({"time_step_limit": (2.0, 1.0)}, ["time_step_limit=[2.0, 1.0]", "the smaller first"]),
     ({"time_step_limit": (1.0,)}, ["time_step_limit=[1.0]", "two non-negative numbers"]),
     ({"time_step_limit": (-1.0, 1.0)}, ["time_step_limit=[-1.0, 1.0]", "two non-negative numbers"]),
+    ({"learn_exponent": True}, ["learn_exponent=True", "set reversed_sigmoid=True"]),
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
@@ -336,6 +359,16 @@ def test_nonsense_is_refused(name, changes, message):
 def test_nonsense_in_fields_of_some_is_refused(name, changes, message):
     found = refusal(name, **changes)
     assert all(part in found for part in message), found
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, config_class in CONFIG_CLASSES.items() for key in config_class.fixed_fields]
+)
+def test_a_field_without_a_choice_is_refused_at_other_values(name, key):
+    only = CONFIG_CLASSES[name].fixed_fields[key]
+    assert getattr(CONFIG_CLASSES[name](), key) == only
+    found = refusal(name, **{key: 2 * only})
+    assert all(part in found for part in (f"{key}={2 * only}", name, f"no choice but {only}", "out")), found
 
 
 @every_architecture
@@ -394,7 +427,7 @@ def other_values(name):
     """Return the last value of the table for every field that fits beside the others."""
     beside = MLP | {"position_embedding": "learned"}
     skipped = {"channel_mixer", "position_embedding", "rope_parameters", "head_dim", "expand", "num_heads", "n_groups"}
-    fields = fields_of(CONFIG_CLASSES[name])
+    fields = fields_of(CONFIG_CLASSES[name]).keys() - CONFIG_CLASSES[name].fixed_fields.keys()
     return {key: alive.values[-1] for key, alive in ALIVE.items() if key in fields and key not in skipped} | beside
 
 
@@ -426,7 +459,7 @@ def test_round_trip(name, tmp_path):
 @every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
     config = make(name, expand=2)
-    assert (config.head_dim, config.inner_size, config.intermediate_size) == (8, 32, 64)
+    assert (config.head_dim * config.num_heads, config.inner_size, config.intermediate_size) == (32, 32, 64)
     assert getattr(config, "num_key_value_heads", 4) == 4
 
 
@@ -456,6 +489,7 @@ def test_keywords_of_transformers(name):
     assert config.dtype in ("bfloat16", torch.bfloat16)
     assert make(name, num_labels=5).num_labels == 5
     assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
-    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=2)
-    assert aliased.num_heads == aliased.num_attention_heads == 2
+    heads = CONFIG_CLASSES[name].fixed_fields.get("num_heads", 2)
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads)
+    assert aliased.num_heads == aliased.num_attention_heads == heads
     assert "num_attention_heads" not in aliased.to_diff_dict()

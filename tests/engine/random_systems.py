@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dsf_models.system import DSFSystem, Identity, ScalarDecay
+from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
+from dsf_models.transitions import ElementwiseDecay
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
+STRUCTURES = ("scalar", "elementwise")
+"""Structures of Λ with decays."""
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
 Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
@@ -28,6 +31,7 @@ class Case:
     groups_C: int = 2
     states: int = 3
     width: int = 2
+    structure: str = "scalar"
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
@@ -40,6 +44,10 @@ class Case:
     lengths: tuple[int, ...] | None = None
     state: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and self.structure == "elementwise":
+            object.__setattr__(self, "states", 1)
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
@@ -60,8 +68,7 @@ class Case:
             "C": weights(*lead["C"], self.groups_C, self.states),
         }
         if self.decay is not None:
-            shape = (*lead["decay"], heads if self.decay_per_head else 1)
-            tensors["log_decay"] = _log_decays(self.decay, shape, generator)
+            tensors |= self._transition_tensors(lead["decay"], generator)
         if self.D is not None:
             tensors["D"] = normal(*(heads, width)[: self.D])
         if self.input_gain is not None:
@@ -72,26 +79,38 @@ class Case:
             tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
         return {name: value.to(dtype) for name, value in tensors.items()}
 
+    def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the differentiable parameters of Λ."""
+        if self.structure == "elementwise":
+            decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
+            return {"decay": decay * self._sign(decay) if self.signed else decay}
+        shape = (*lead, self.heads if self.decay_per_head else 1)
+        return {"log_decay": _log_decays(self.decay, shape, generator)}
+
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
         return batch, 1 if f"{name} time" in self.broadcasts else self.length
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        transition = Identity()
-        if self.decay is not None:
-            transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
         optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
         return DSFSystem(
             u=tensors["u"],
             B=tensors["B"],
             C=tensors["C"],
-            transition=transition,
+            transition=self._transition(tensors),
             normalized=self.normalized,
             starts=self._starts(),
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
             **optional,
         )
+
+    def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
+        if self.decay is None:
+            return Identity()
+        if self.structure == "elementwise":
+            return ElementwiseDecay(tensors["decay"])
+        return ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -107,9 +126,9 @@ class Case:
         return starts
 
 
-def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    even = (torch.arange(shape[1]) % 2 == 0).view(1, -1, *[1] * (len(shape) - 2))
     benign = -1.5 * uniform - 0.01
     return {
         "benign": benign,
@@ -188,5 +207,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
+        # Channels that each have their own λ share no normaliser.
+        structure="scalar" if normalized else draw.choice(STRUCTURES),
     )
     return replace(case, **fixed)

@@ -11,6 +11,7 @@ from tests.engine.random_systems import Case, assert_outcomes_match, outcome
 
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
+    "elementwise": Case(structure="elementwise", D=1, input_gain=4, signed=True, starts=(0, 3), lengths=(11, 6)),
     "identity": Case(decay=None, normalized=True),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
 }

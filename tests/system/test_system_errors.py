@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dsf_models.system import DSFSystem, DSFSystemError, Identity, ScalarDecay
+from dsf_models.transitions import ElementwiseDecay
 
 BATCH, LENGTH, HEADS, WIDTH, GROUPS, STATES = 2, 5, 4, 3, 2, 6
 
@@ -66,6 +67,40 @@ def test_errors_name_the_field_its_value_and_the_remedy(change, message):
         build(**change)
     for part in message:
         assert part in str(error.value)
+
+
+PER_CHANNEL = {
+    "B": torch.zeros(1, 1, 1, 1),
+    "C": torch.zeros(1, 1, 1, 1),
+    "transition": ElementwiseDecay(torch.zeros(2, 5, 4, 3)),
+}
+TWO_STATES = {"B": torch.zeros(1, 1, 1, 2), "C": torch.zeros(1, 1, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transition": ElementwiseDecay(torch.zeros(2, 5, 4))}, ["decay has shape (2, 5, 4)", "(2|1, 5|1, 4, 3)"]),
+        (
+            {"transition": ElementwiseDecay(torch.zeros(2, 5, 1, 3))},
+            ["decay has shape (2, 5, 1, 3)", "one λ"],
+        ),
+        ({"transition": ElementwiseDecay(torch.zeros(2, 3, 4, 3))}, ["decay has shape (2, 3, 4, 3)", "broadcast"]),
+        (
+            {"B": torch.zeros(1, 1, 1, 2), "C": torch.zeros(1, 1, 1, 2)},
+            ["B has 2 states", "'elementwise'", "of width 1"],
+        ),
+        ({"normalized": True}, ["normalized is True", "'elementwise'", "leave normalized out"]),
+    ],
+)
+def test_errors_of_decays_per_channel(change, message):
+    assert build(**PER_CHANNEL).state_size == HEADS * WIDTH
+    with pytest.raises(DSFSystemError) as error:
+        build(**PER_CHANNEL | change)
+    for part in message:
+        assert part in str(error.value)
+    with pytest.raises(DSFSystemError, match="rescale by a scalar per head is not written for Λ of structure 'element"):
+        build(**PER_CHANNEL).rescale(torch.ones(BATCH, LENGTH + 1, HEADS))
 
 
 def test_the_error_is_a_value_error():

@@ -1,8 +1,16 @@
 """One file per architecture. Importing this package registers them all."""
 
-from . import linear_attention, softmax_attention, ssd
+from . import linear_attention, qlstm, rg_lru, softmax_attention, ssd
 from .linear_attention import *  # noqa: F403
+from .qlstm import *  # noqa: F403
+from .rg_lru import *  # noqa: F403
 from .softmax_attention import *  # noqa: F403
 from .ssd import *  # noqa: F403
 
-__all__ = [*linear_attention.__all__, *softmax_attention.__all__, *ssd.__all__]
+__all__ = [
+    *linear_attention.__all__,
+    *qlstm.__all__,
+    *rg_lru.__all__,
+    *softmax_attention.__all__,
+    *ssd.__all__,
+]

@@ -60,6 +60,8 @@ class DSFConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads"}
     uses_rope: ClassVar[bool] = False
     """Whether the architecture can rotate queries and keys (position_embedding="rope")."""
+    fixed_fields: ClassVar[dict[str, int]] = {}
+    """Shared fields that leave the architecture no choice, with their only value (which is their default)."""
 
     vocab_size: int = 32000
     """Number of tokens in the vocabulary."""
@@ -196,6 +198,9 @@ class DSFConfig(PreTrainedConfig):
         self._require_positive(
             "vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size"
         )
+        for name, only in self.fixed_fields.items():
+            value = getattr(self, name)
+            require(value == only, name, value, f"{self.model_type} leaves no choice but {only}: leave {name} out.")
         require(
             self.inner_size == self.expand * self.hidden_size,
             "head_dim",

@@ -46,6 +46,8 @@ class DSFMixer(nn.Module):
     """Activation after the short convolution."""
     norm_before_gate: ClassVar[bool] = False
     """Whether the output norm comes before the gate."""
+    uses_positions: ClassVar[bool] = False
+    """Whether the mixer needs the layout's positions, so that the model counts them where they are not given."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
     released_zeros: ClassVar[tuple[str, ...]] = ()

@@ -180,10 +180,12 @@ class DSFModel(DSFPreTrainedModel):
             self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding == "rope":
             self.rotary_emb = DSFRotaryEmbedding(config)
-        self.uses_positions = config.position_embedding != "none"
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
+        self.uses_positions = config.position_embedding != "none" or any(
+            block.token_mixer.uses_positions for block in self.layers
+        )
         self.layer_types = config.layer_types
         self.keeps_keys = bool(set(self.layer_types) & set(ATTENTION_LAYER_TYPES))
         self.gradient_checkpointing = False

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, Identity, ScalarDecay, Transition
+from ..transitions import DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
 from .cost import Flops, recurrent_flops, scan_flops
+from .elementwise import evaluate_elementwise
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import chunked_flops, evaluate_chunked
@@ -36,7 +37,11 @@ __all__ = [
 
 MODES = ("recurrent", "chunked", "matrix")
 
-CHUNKED_KERNELS = {Identity: evaluate_chunked, ScalarDecay: evaluate_chunked}
+CHUNKED_KERNELS = {
+    Identity: evaluate_chunked,
+    ScalarDecay: evaluate_chunked,
+    ElementwiseDecay: evaluate_elementwise,
+}
 """The chunked kernel of each structure of Λ."""
 
 CHUNKED_COSTS = {Identity: chunked_flops, ScalarDecay: chunked_flops}

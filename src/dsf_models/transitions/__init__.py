@@ -11,11 +11,13 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .elementwise import ElementwiseDecay
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
+    "ElementwiseDecay",
     "Identity",
     "ScalarDecay",
     "Transition",

@@ -71,6 +71,8 @@ class Transition(ABC):
     """Elementwise operations by which one step of Λ moves one entry of the state."""
     matmul_flops_per_entry: ClassVar[int] = 0
     """Operations of matrix products beside them."""
+    per_channel: ClassVar[bool] = False
+    """Whether the channels of a head have each their own Λ, so that no normaliser can be shared by them."""
 
     @abstractmethod
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
