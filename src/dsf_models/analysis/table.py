@@ -17,11 +17,12 @@ def architecture_rows() -> list[tuple[str, ...]]:
 
 
 def _row(architecture: Architecture) -> tuple[str, ...]:
+    chosen = (architecture.name, architecture.transition, architecture.input_matrix, architecture.output_matrix)
+    if architecture.mixer_class is None:
+        # Every layer has the mixer of another architecture.
+        return (*chosen, *["as in the layer"] * 4)
     return (
-        architecture.name,
-        architecture.transition,
-        architecture.input_matrix,
-        architecture.output_matrix,
+        *chosen,
         architecture.feed_through,
         architecture.state_size,
         "yes" if architecture.time_invariant else "no",

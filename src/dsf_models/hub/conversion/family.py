@@ -39,10 +39,25 @@ class Rule:
     """Names in the model here."""
     transposed: bool = False
     """Whether one is the transpose of the other."""
+    offset: float = 0.0
+    """What is added on the way here; parameters with an offset are held in at least float32 here."""
 
     def reversed(self) -> "Rule":
         """Return the rule for the way back."""
-        return Rule(self.target, self.source, self.transposed)
+        return Rule(self.target, self.source, self.transposed, -self.offset)
+
+    def applied(self, tensors: list[Tensor], wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Return the wanted parameters (names and shapes of the targets) from those of the sources."""
+        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if self.transposed:
+            whole = whole.t().contiguous()
+        if self.offset:
+            whole = whole.to(torch.promote_types(whole.dtype, torch.float32)) + self.offset
+        if len(wanted) == 1:
+            return {name: whole.reshape(shape) for name, shape in wanted.items()}
+        parts = whole.split([shape[0] for shape in wanted.values()])
+        # Files hold storages, and parts of one must not share theirs.
+        return {name: part.clone().reshape(wanted[name]) for name, part in zip(wanted, parts, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,16 +221,12 @@ def _translated(
             raise UsageError(f"{name} has shape {tuple(weights[name].shape)}, but config.json asks for {shape}.")
     translated: dict[str, Tensor] = {}
     for rule in rules:
-        if rule.target[0] in wanted:
-            tensors = [weights[name].t().contiguous() if rule.transposed else weights[name] for name in rule.source]
-            translated |= _moved(tensors, {name: wanted[name] for name in rule.target})
+        targets = {name: wanted[name] for name in rule.target if name in wanted}
+        if targets and rule.source[0] in weights:
+            translated |= rule.applied([weights[name] for name in rule.source], targets)
+    for name in sorted(wanted.keys() - translated.keys()):
+        # A bias of 0 is as good as none; without a rule for any other parameter the family would be incomplete.
+        if not name.endswith(".bias"):
+            raise UsageError(f"{name} has no counterpart: such a model cannot be converted.")
+        translated[name] = next(iter(weights.values())).new_zeros(wanted[name])
     return translated
-
-
-def _moved(tensors: list[Tensor], wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors, one below the other, cut into the wanted ones."""
-    if len(tensors) == len(wanted) == 1:
-        return {name: tensors[0].reshape(shape) for name, shape in wanted.items()}
-    parts = torch.cat(tensors).split([shape[0] for shape in wanted.values()])
-    # Files hold storages, and parts of one must not share theirs.
-    return {name: part.clone().reshape(wanted[name]) for name, part in zip(wanted, parts, strict=True)}
