@@ -13,6 +13,8 @@ KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
     "elementwise": Case(structure="elementwise", D=1, input_gain=4, signed=True, starts=(0, 3), lengths=(11, 6)),
     "identity": Case(decay=None, normalized=True),
+    "dplr": Case(structure="dplr", D=1, output_gain=4),
+    "dplr, documents and pads": Case(structure="dplr", starts=(0, 3), lengths=(11, 6)),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
 }
 kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())

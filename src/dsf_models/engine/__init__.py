@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
+from ..transitions import DPLR, DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
 from .convolution import causal_convolution
 from .cost import Flops, recurrent_flops, scan_flops
+from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -41,10 +42,11 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
 
-CHUNKED_COSTS = {Identity: chunked_flops, ScalarDecay: chunked_flops}
+CHUNKED_COSTS = {Identity: chunked_flops, ScalarDecay: chunked_flops, DPLR: chunked_dplr_flops}
 """What the chunked kernel costs where it is made of matrix products; others walk step by step."""
 
 

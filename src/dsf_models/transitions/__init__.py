@@ -11,20 +11,29 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
+from .hippo import hippo_legs, hippo_legs_modes
+from .interrupted import Interrupted
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
+    "DPLR",
     "LOG_ZERO",
     "DSFSystemError",
     "ElementwiseDecay",
     "Identity",
+    "Interrupted",
     "ScalarDecay",
     "Transition",
     "beyond",
+    "bilinear_dplr",
     "broadcasts",
     "causal_mask",
     "expand_groups",
+    "hippo_legs",
+    "hippo_legs_modes",
     "map_floats",
+    "multiply_pairs",
     "nonzero",
 ]

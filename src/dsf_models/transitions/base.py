@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Record = TypeVar("Record")
@@ -112,3 +113,25 @@ class Transition(ABC):
     def to(self, dtype: torch.dtype) -> Self:
         """Return the structure with its floating-point tensors in `dtype`."""
         return map_floats(self, dtype)
+
+
+def scores_by_recursion(transition: Transition, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
+    """Return c_i^T Λ_i … Λ_{j+1} b_j for j <= i by running the recurrence once, its channels the b_j met so far.
+
+    It takes O(t²) steps' work a head, for any Λ that acts on the channels of a head alike.
+
+    Args:
+        transition: the structure, in any dtype; products are taken in float64.
+        B_bthn: input factors of every head.
+        C_bthn: output factors of every head.
+
+    Returns:
+        (b, h, 1, t, t), zero above the diagonal, in B's dtype.
+    """
+    transition, length = transition.to(torch.float64), B_bthn.shape[1]
+    columns, rows = B_bthn.double()[..., None].unbind(1), C_bthn.double()[..., None, :].unbind(1)
+    carried, scores = torch.zeros_like(columns[0][..., :0]), []
+    for time in range(length):
+        carried = torch.cat([transition.step(carried, time), columns[time]], dim=-1)
+        scores.append(F.pad((rows[time] @ carried).squeeze(-2), (0, length - 1 - time)))
+    return torch.stack(scores, dim=-2)[:, :, None].to(B_bthn.dtype)
