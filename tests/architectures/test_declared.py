@@ -21,9 +21,9 @@ def systems(name, case="bare"):
 @each
 @torch.no_grad()
 def test_feed_through(name):
-    found = any(getattr(system, "D", None) is not None for system in systems(name))
-    declared = get_architecture(name).feed_through
-    assert (declared != "0") == found, f"feed_through={declared!r}: the systems {'have' if found else 'have no'} D"
+    declared, found = get_architecture(name).feed_through, systems(name)
+    kind = "none" if not found else "D" if any(getattr(system, "D", None) is not None for system in found) else "0"
+    assert declared == kind or (kind == "D" and declared not in ("none", "0")), f"{declared!r}: the systems have {kind}"
 
 
 @each
@@ -44,6 +44,7 @@ def test_time_invariance_is_that_of_the_transfer_matrix(name):
 def test_state_size(name):
     declared, config = get_architecture(name).state_size, shared(name, "bare").config
     letters = {"n": config.state_size, "d": config.inner_size, "h": config.num_heads, "p": config.head_dim}
+    letters |= {"C": math.comb, "m": config.state_size, "P": getattr(config, "order", None)}
     value = math.inf if declared == "∞" else eval(declared.replace("·", "*"), {"__builtins__": {}}, letters)
     for system in systems(name):
         assert system.state_size == value, f"state_size={declared!r} is {value}, but N = {system.state_size}"

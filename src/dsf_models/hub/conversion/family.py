@@ -78,6 +78,8 @@ class Family:
     """All rules of a model with so many layers; those whose parameters a model lacks (a bias) do not apply to it."""
     harmless: frozenset[str] = frozenset()
     """Fields there that change no logit: how weights are drawn, or how the same numbers are computed."""
+    unused: Callable[[Any], frozenset[str]] = lambda source: frozenset()
+    """Fields there that a configuration leaves without effect, since no layer of it reads them."""
     harmless_here: frozenset[str] = frozenset()
     """Fields here of the same kind."""
     stale: tuple[str, ...] = ()
@@ -101,7 +103,7 @@ class Family:
                 )
         config = self._build(self._dsf_class, self.to_dsf(source) | _carried(source))
         back = self._build(self.source_config, self.to_source(config) | _carried(config))
-        self._check(source, back, self.harmless, f"the architecture {self.architecture}")
+        self._check(source, back, self.harmless | self.unused(source), f"the architecture {self.architecture}")
         return config
 
     def source_config_of(self, config: DSFConfig) -> PreTrainedConfig:

@@ -68,6 +68,12 @@ def _plain_ratio(numerator: int, denominator: int) -> int | float:
     return int(ratio) if ratio.is_integer() else ratio
 
 
+def _unused(source: RecurrentGemmaConfig) -> frozenset[str]:
+    of_attention = {"attention_window_size", "attention_dropout", "num_key_value_heads", "rope_parameters"}
+    fields = {"linear_attention": {"lru_width", "conv1d_width"}, "sliding_attention": of_attention}
+    return frozenset().union(*(fields[kind] for kind in fields.keys() - set(source.layers_block_type)))
+
+
 def _to_source(config: DSFConfig) -> dict[str, Any]:
     recurrent, attention = (_layer_of(config, name) for name in (_RECURRENT, _ATTENTION))
     found = {
@@ -82,6 +88,7 @@ def _to_source(config: DSFConfig) -> dict[str, Any]:
         found |= {"lru_width": recurrent.inner_size, "conv1d_width": recurrent.conv_kernel}
     if attention is not None:
         found |= {
+            "head_dim": attention.state_size,
             "num_key_value_heads": attention.num_key_value_heads,
             "attention_window_size": attention.sliding_window,
             "attention_dropout": attention.attention_dropout,
@@ -124,6 +131,7 @@ RECURRENT_GEMMA = Family(
     to_dsf=_to_dsf,
     to_source=_to_source,
     rules=_rules,
+    unused=_unused,
     # How weights are drawn; a pattern, whose repetition `mixers` holds; biases, which are 0 where there are none.
     harmless=frozenset({"w_init_variance_scale", "block_types", "attention_bias"}),
     harmless_here=frozenset({"initializer_range", "initialization", "max_position_embeddings"}),
