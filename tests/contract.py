@@ -72,6 +72,7 @@ _OF_SOME = {
     "scale_keys": True,
     "offset": "exp",
     "conv_channels": "qk",
+    "allow_negative_eigenvalues": True,
 }
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
 

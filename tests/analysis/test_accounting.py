@@ -13,6 +13,7 @@ from dsf_models.analysis import (
     training_flops,
 )
 from dsf_models.engine import CHUNKED_COSTS
+from dsf_models.transitions import DPLR, DeltaRule
 from tests.contract import CACHE_NAME, every, fresh, new_cache, sequences, small_config
 
 LENGTH = 150
@@ -98,13 +99,17 @@ def test_decoding_flops_are_those_of_a_real_step(name, case):
 
 
 @every("default", "full")
-def test_training_flops_are_nearly_those_of_a_real_step(name, case):
-    """Three forward passes are a rule, exact for products; the backward pass of a triangular solve has more."""
+def test_training_flops_are_those_of_a_real_step(name, case):
+    """Three forward passes, exact for products; the gradient of a triangular solve is made of more of them."""
     model, ids = model_and_tokens(name, case)
     if undeclared(model, ids):
         pytest.skip("its kernel says nothing of its matrix products")
     found = counted(lambda: model(ids, labels=ids).loss.backward())
-    assert training_flops(model.config, LENGTH).matmul == pytest.approx(found, rel=0.06)
+    expected = training_flops(model.config, LENGTH).matmul
+    if any(isinstance(getattr(system, "transition", None), DPLR | DeltaRule) for system in model.dsf_systems(ids)):
+        assert expected < found
+    else:
+        assert expected == pytest.approx(found, rel=0.01)
 
 
 @every("default", "full")

@@ -234,6 +234,11 @@ ALIVE = {
     "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
     "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
     "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+    # GLA.
+    "decay_rank": Alive([16, 2]),
+    "decay_temperature": Alive([16, 4.0]),
+    # Gated DeltaNet, and GLA too.
+    "allow_negative_eigenvalues": Alive([False, True]),
 }
 
 
@@ -369,6 +374,9 @@ NONSENSE_OF_SOME = [
     ({"time_step_limit": (2.0, 1.0)}, ["time_step_limit=[2.0, 1.0]", "the smaller first"]),
     ({"time_step_limit": (1.0,)}, ["time_step_limit=[1.0]", "two non-negative numbers"]),
     ({"time_step_limit": (-1.0, 1.0)}, ["time_step_limit=[-1.0, 1.0]", "two non-negative numbers"]),
+    ({"decay_rank": 0}, ["decay_rank=0", "positive"]),
+    ({"decay_temperature": 0.0}, ["decay_temperature=0.0", "positive"]),
+    ({"decay_temperature": float("inf")}, ["decay_temperature=inf", "finite"]),
     ({"learn_exponent": True}, ["learn_exponent=True", "set reversed_sigmoid=True"]),
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),

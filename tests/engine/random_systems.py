@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
-from dsf_models.transitions import DPLR, ElementwiseDecay, multiply_pairs
+from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, KeyDiagonal, multiply_pairs
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
-STRUCTURES = ("scalar", "elementwise", "dplr")
-"""Structures of Λ with decays."""
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "dplr", "delta_rule", "delta_rule_at_B")
+"""Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
 CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
@@ -73,6 +74,8 @@ class Case:
             "B": weights(*lead["B"], self.groups_B, self.states),
             "C": weights(*lead["C"], self.groups_C, self.states),
         }
+        if self.structure == "delta_rule_at_B":
+            tensors["B"] = F.normalize(tensors["B"], dim=-1)
         if self.decay is not None:
             tensors |= self._transition_tensors(lead["decay"], generator)
         if self.D is not None:
@@ -88,14 +91,24 @@ class Case:
         return {name: value.to(dtype) for name, value in tensors.items()}
 
     def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw the differentiable parameters of Λ."""
+        """Draw the differentiable parameters of Λ; keys have norm 1, and β reaches both ends of its range."""
         if self.structure == "elementwise":
             decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
             return {"decay": decay * self._sign(decay) if self.signed else decay}
         if self.structure == "dplr":
             return _dplr_tensors(self.decay, self.heads, self.states, generator)
+        if self.structure == "key_diagonal":
+            groups = self.heads if self.decay_per_head else self.groups_B
+            return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
         shape = (*lead, self.heads if self.decay_per_head else 1)
-        return {"log_decay": _log_decays(self.decay, shape, generator)}
+        tensors = {"log_decay": _log_decays(self.decay, shape, generator)}
+        if self.structure != "scalar":
+            share = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+            tensors["beta"] = share.clamp(0, 1) * (2 if self.signed else 1)
+        if self.structure == "delta_rule":
+            key = torch.randn(*lead, self.groups_C, self.states, generator=generator, dtype=torch.float64)
+            tensors["key"] = F.normalize(key, dim=-1)
+        return tensors
 
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
@@ -122,7 +135,11 @@ class Case:
             return ElementwiseDecay(tensors["decay"])
         if self.structure == "dplr":
             return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
-        return ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
+        log_decay = tensors["log_decay"]
+        if self.structure.startswith("delta_rule"):
+            return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
+        kind = {"scalar": ScalarDecay, "key_diagonal": KeyDiagonal}[self.structure]
+        return kind(log_decay, self._sign(log_decay) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -235,8 +252,8 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
-        # Channels that each have their own λ share no normaliser; DPLR takes weights of either sign, and so has none.
-        structure="scalar" if normalized else draw.choice(STRUCTURES),
+        # Channels that each have their own λ share no normaliser; DPLR and the delta rule take weights of either sign.
+        structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
         log_normalizer=not normalized and draw.random() < 0.3,
     )
     return replace(case, **fixed)

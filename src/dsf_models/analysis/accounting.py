@@ -74,8 +74,8 @@ def state_bytes(config: DSFConfig, length: int, dtype: torch.dtype | None = None
 def training_flops(config: DSFConfig, length: int) -> Flops:
     """Return what one training step costs for one sequence: three forward passes.
 
-    Each product Y = A B of the forward pass is followed by two of its size, for the gradients of A and B. What a kernel
-    recomputes to save memory is left out.
+    Each product Y = A B of the forward pass is followed by two of its size, for the gradients of A and B. Left out are
+    what a kernel computes again to save memory, and the gradient of a triangular solve.
     """
     return (_body_flops(config, length) + _head_flops(config) * length) * 3
 

@@ -1,6 +1,8 @@
 """One file per architecture. Importing this package registers them all."""
 
 from . import (
+    gated_deltanet,
+    gla,
     hybrid,
     linear_attention,
     lstm,
@@ -12,6 +14,8 @@ from . import (
     ssd,
     taylor_attention,
 )
+from .gated_deltanet import *  # noqa: F403
+from .gla import *  # noqa: F403
 from .hybrid import *  # noqa: F403
 from .linear_attention import *  # noqa: F403
 from .lstm import *  # noqa: F403
@@ -24,6 +28,8 @@ from .ssd import *  # noqa: F403
 from .taylor_attention import *  # noqa: F403
 
 __all__ = [
+    *gated_deltanet.__all__,
+    *gla.__all__,
     *hybrid.__all__,
     *linear_attention.__all__,
     *lstm.__all__,

@@ -108,12 +108,6 @@ class SSDConfig(DSFConfig):
         self._require_range("time_step_limit", "non-negative", 0.0, math.inf)
         self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)
 
-    def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
-            require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
-
 
 class SSDMixer(DSFMixer):
     """Maps u to x, Δ, B, C by one projection and a short convolution; Λ = exp(-Δ a) per head."""

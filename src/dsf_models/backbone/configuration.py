@@ -307,6 +307,12 @@ class DSFConfig(PreTrainedConfig):
         for name in names:
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive and finite.")
 
+    def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+            require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
+
     def _require_activation(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)
         known = value in ACT2FN or (allow_none and value == "none")

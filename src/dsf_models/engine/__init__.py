@@ -15,11 +15,22 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import DPLR, DSFSystemError, ElementwiseDecay, Identity, ScalarDecay, Transition
+from ..transitions import (
+    DPLR,
+    DeltaRule,
+    DSFSystemError,
+    ElementwiseDecay,
+    Identity,
+    KeyDiagonal,
+    ScalarDecay,
+    Transition,
+)
 from .convolution import causal_convolution
 from .cost import Flops, recurrent_flops, scan_flops
+from .delta_rule import delta_rule_flops, evaluate_delta_rule
 from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
+from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
 from .scalar import chunked_flops, evaluate_chunked
@@ -42,11 +53,19 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    KeyDiagonal: evaluate_key_diagonal,
+    DeltaRule: evaluate_delta_rule,
     DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
 
-CHUNKED_COSTS = {Identity: chunked_flops, ScalarDecay: chunked_flops, DPLR: chunked_dplr_flops}
+CHUNKED_COSTS = {
+    Identity: chunked_flops,
+    ScalarDecay: chunked_flops,
+    KeyDiagonal: key_diagonal_flops,
+    DeltaRule: delta_rule_flops,
+    DPLR: chunked_dplr_flops,
+}
 """What the chunked kernel costs where it is made of matrix products; others walk step by step."""
 
 

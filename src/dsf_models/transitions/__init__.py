@@ -11,19 +11,23 @@ from .base import (
     map_floats,
     nonzero,
 )
+from .delta_rule import DeltaRule
 from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
 from .hippo import hippo_legs, hippo_legs_modes
 from .interrupted import Interrupted
+from .key_diagonal import KeyDiagonal
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "DPLR",
     "LOG_ZERO",
     "DSFSystemError",
+    "DeltaRule",
     "ElementwiseDecay",
     "Identity",
     "Interrupted",
+    "KeyDiagonal",
     "ScalarDecay",
     "Transition",
     "beyond",
