@@ -87,7 +87,12 @@ HYBRIDS = {
     "full": {"mixer_options": _GROUPED},
     "mlp": {"mixers": ["lstm", "normalized_attention"]},
     "rope_bare": {"mixers": ["softmax_attention", "taylor_attention"]},
-    "sliding": {"mixer_options": _WINDOWED, "position_embedding": "rope", "conv_kernel": 3},
+    "sliding": {
+        "mixers": ["rg_lru", "softmax_attention"],
+        "mixer_options": _WINDOWED,
+        "position_embedding": "rope",
+        "conv_kernel": 3,
+    },
 }
 """What the cases of hybrids are made of, where it is not the above."""
 

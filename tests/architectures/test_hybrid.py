@@ -8,9 +8,22 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DynamicCache, StaticCache
 
-from dsf_models import HybridConfig, LSTMConfig, SoftmaxAttentionConfig, SSDConfig
+from dsf_models import HybridConfig, LSTMConfig, SoftmaxAttentionConfig, SSDConfig, list_architectures
 from dsf_models.backbone import get_architecture, registry
-from tests.contract import CACHE_NAME, assert_close, fresh, new_cache, sequences, small_config
+from tests.contract import (
+    CACHE_NAME,
+    PAD,
+    assert_close,
+    fresh,
+    generate,
+    logits_alone,
+    logits_in_segments,
+    new_cache,
+    padding_mask,
+    place,
+    sequences,
+    small_config,
+)
 
 SMALL = {"vocab_size": 41, "hidden_size": 16, "num_heads": 4, "state_size": 4}
 
@@ -84,6 +97,21 @@ def test_both_kinds_of_cache():
         assert kinds[1] in ("DSFAttentionLayer", "DSFStaticAttentionLayer")
         parts = [model(ids()[:, cut], **{CACHE_NAME: cache}).logits for cut in (slice(0, 4), slice(4, 5), slice(5, 9))]
         assert_close(torch.cat(parts, dim=1), whole, 1e-10, kinds[1])
+
+
+@pytest.mark.parametrize("name", [name for name in list_architectures() if name != "hybrid"])
+@torch.no_grad()
+def test_every_architecture_has_its_place(name):
+    model = fresh("hybrid", "default", mixers=[name, "softmax_attention"]).double()
+    assert type(model.config.layer_config(0)) is get_architecture(name).config_class
+    rows, mask = sequences(), padding_mask("left")
+    prompts = place(rows, mask, PAD)
+    alone = logits_alone(model, rows)
+    assert_close(model(prompts, attention_mask=mask, use_cache=False).logits[mask], alone, 1e-10)
+    cached = logits_in_segments(model, prompts, (7, 8), mask.long())
+    assert_close(cached[mask], alone, 1e-10)
+    beams = {"attention_mask": mask.long(), "num_beams": 2}
+    assert torch.equal(generate(model, prompts, **beams), generate(model, prompts, **beams, use_cache=False))
 
 
 @torch.no_grad()

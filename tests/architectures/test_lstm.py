@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dsf_models import LSTMConfig, NotADynamicalSystemError
-from dsf_models.architectures.lstm import LSTMMixer, evaluate_lstm
+from dsf_models.architectures.lstm import LSTMMixer, evaluate_split, evaluate_spread
 from dsf_models.backbone.layout import TokenLayout
 from tests.contract import assert_close, assert_gradients_close, fresh, gradients, sequences
 
@@ -30,17 +30,18 @@ def test_it_is_the_lstm_of_torch():
     assert_close(mixer.finish(y, hidden), expected @ mixer.out_proj.weight.T, 1e-14)
 
 
+@pytest.mark.parametrize("evaluate", [evaluate_split, evaluate_spread])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @torch.no_grad()
-def test_documents_and_pads_are_exact(dtype):
+def test_documents_and_pads_are_exact(dtype, evaluate):
     """Documents of one row, and rows of any length, = the documents alone in torch's LSTM, last states included."""
     mixer, twin = mixer_and_torch(dtype)
     weights = [mixer.weight_ih, mixer.weight_hh, mixer.bias_ih, mixer.bias_hh]
     inputs, state = torch.randn(3, 9, 5, dtype=dtype), torch.randn(3, 2, 10, dtype=dtype)
     starts = torch.zeros(3, 9, dtype=torch.bool)
-    starts[0, [0, 4]] = starts[1, 6] = starts[2, 1] = True
-    lengths = torch.tensor([9, 5, 0])
-    y, last = evaluate_lstm(inputs, state, weights, TokenLayout(None, lengths=lengths, starts=starts))
+    starts[0, [0, 4]] = True
+    real = torch.arange(9) < torch.tensor([9, 5, 0])[:, None]
+    y, last = evaluate(inputs, state, weights, real, starts)
     fresh_state = torch.zeros(2, 10, dtype=dtype)
     tolerance = 1e-14 if dtype == torch.float64 else 1e-6
     for row, pieces in ((0, [(0, 4, fresh_state), (4, 9, fresh_state)]), (1, [(0, 5, state[1])])):
@@ -49,6 +50,8 @@ def test_documents_and_pads_are_exact(dtype):
             assert_close(y[row, start:stop], expected, tolerance)
         assert_close(last[row], torch.cat([h, c]), tolerance)
     assert torch.equal(last[2], state[2]), "a row of pads hands its state on"
+    nothing = torch.zeros_like(real)
+    assert torch.equal(evaluate(inputs, state, weights, nothing, nothing)[1], state)
 
 
 def test_the_start_of_its_parameters():

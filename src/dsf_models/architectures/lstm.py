@@ -146,9 +146,6 @@ class LSTMMixer(DSFMixer):
 def evaluate_lstm(inputs: Tensor, state: Tensor, weights: list[Tensor], layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Run the LSTM over gathered tokens: fresh at document starts, its state that at the last real token.
 
-    The kernel knows neither documents nor pads. So a step of its own stands before each document, at which all gates
-    but o are shut (c = 0, h = 0), and at pads the forget gate is open and the input gate shut (c stays as it is).
-
     Args:
         inputs: (b, t, e).
         state: h and c, (b, 2, d).
@@ -158,42 +155,75 @@ def evaluate_lstm(inputs: Tensor, state: Tensor, weights: list[Tensor], layout: 
     Returns:
         h_i (b, t, d), and h and c at each row's last real token (b, 2, d).
     """
-    lengths = layout.lengths
-    if lengths is None and layout.starts is None:
+    if layout.lengths is None and layout.starts is None:
         return _fused_lstm(inputs, state, *weights)
-    spread, slots = _with_steps_between(inputs, layout)
-    pads, resets = _by_gate(weights[0], -SATURATED, SATURATED), _by_gate(weights[0], -SATURATED, -SATURATED)
-    y, last = _fused_lstm(spread, state, torch.cat([weights[0], pads, resets], dim=1), *weights[1:])
-    y = y.gather(1, slots[..., None].expand(-1, -1, y.shape[-1]))
-    if lengths is None:
-        return y, torch.stack([y[:, -1], last[:, 1]], dim=1)
-    final = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, y.shape[-1])
-    h = torch.where((lengths > 0)[:, None], y.gather(1, final)[:, 0], state[:, 0])
-    return y, torch.stack([h, last[:, 1]], dim=1)
-
-
-def _with_steps_between(inputs: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-    """Return the inputs (b, s, e + 2) with a step before each document, and the slot of each token in them (b, t).
-
-    The two further features are 1 at pads, and 1 at the steps before documents.
-    """
     batch, length, _ = inputs.shape
     steps = torch.arange(length, device=inputs.device)
     real = torch.ones(batch, length, dtype=torch.bool, device=inputs.device)
     if layout.lengths is not None:
         real = steps < layout.lengths[:, None]
     starts = torch.zeros_like(real) if layout.starts is None else layout.starts & real
-    slots, size = steps + starts.cumsum(1), length
-    if layout.starts is not None:
-        # A graph cannot know how many documents there are: at most as many as tokens.
-        size = 2 * length if torch.compiler.is_compiling() else int(slots.max()) + 1
-    empty = torch.zeros(batch, size, dtype=torch.bool, device=inputs.device)
+    evaluate = evaluate_spread if torch.compiler.is_compiling() else evaluate_split
+    return evaluate(inputs, state, weights, real, starts)
+
+
+def evaluate_split(
+    inputs: Tensor, state: Tensor, weights: list[Tensor], real: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Evaluate with every document in a row of its own, without its pads: as torch's packed sequences.
+
+    Args:
+        inputs: (b, t, e).
+        state: h and c, (b, 2, d).
+        weights: W, R, b_W and b_R.
+        real: (b, t) True at real tokens, which come first in each row.
+        starts: (b, t) True where a document starts, at real tokens only.
+    """
+    steps = torch.arange(inputs.shape[1], device=inputs.device)
+    opens = starts | (steps == 0)
+    document = opens.flatten().long().cumsum(0).view_as(opens) - 1
+    position = steps - torch.where(opens, steps, 0).cummax(1).values
+    begin = state.new_zeros(int(document[-1, -1]) + 1, *state.shape[1:])
+    begin = begin.index_copy(0, document[:, 0], state.masked_fill(starts[:, :1, None], 0.0))
+    # The kernel takes the documents longest first, and their tokens position by position.
+    lengths = torch.bincount(document[real], minlength=begin.shape[0])
+    longest_first = lengths.argsort(descending=True, stable=True)
+    order = (position * begin.shape[0] + longest_first.argsort()[document])[real].argsort()
+    running = longest_first[: int((lengths > 0).sum())]
+    if running.numel() == 0:
+        return state.new_zeros(*real.shape, state.shape[2]), state
+    h, c = (x[None].contiguous() for x in begin[running].unbind(1))
+    sizes = torch.bincount(position[real]).cpu()
+    y, h, c = torch.lstm(inputs[real][order], sizes, (h, c), weights, True, 1, 0.0, False, False)
+    last = begin.index_copy(0, running, torch.stack([h[0], c[0]], dim=1))
+    y = state.new_zeros(*real.shape, state.shape[2]).index_put((real,), y[order.argsort()])
+    return y, last[document[:, -1]]
+
+
+def evaluate_spread(
+    inputs: Tensor, state: Tensor, weights: list[Tensor], real: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Evaluate as `evaluate_split` does, in shapes that do not depend on the number of documents: for compiled graphs.
+
+    A step of its own stands before each document, at which the input and forget gates are shut (c = 0, so h = 0). At
+    pads the forget gate is open and the input gate shut (c stays as it is).
+    """
+    batch, length, width = inputs.shape
+    slots = torch.arange(length, device=inputs.device) + starts.cumsum(1)
+    empty = torch.zeros(batch, 2 * length, dtype=torch.bool, device=inputs.device)
     resets = empty.scatter(1, (slots - 1).clamp(min=0), starts)
     pads = ~(empty.scatter(1, slots, real) | resets)
-    spread = inputs.new_zeros(batch, size, inputs.shape[2])
+    spread = inputs.new_zeros(batch, 2 * length, width)
     spread = spread.scatter(1, slots[..., None].expand_as(inputs), inputs)
     flags = torch.stack([pads, resets], dim=-1).to(inputs.dtype)
-    return torch.cat([spread, flags], dim=-1), slots
+    gates = [_by_gate(weights[0], -SATURATED, f) for f in (SATURATED, -SATURATED)]
+    W = torch.cat([weights[0], *gates], dim=1)
+    y, last = _fused_lstm(torch.cat([spread, flags], dim=-1), state, W, *weights[1:])
+    y = y.gather(1, slots[..., None].expand(-1, -1, y.shape[-1]))
+    lengths = real.sum(1)
+    final = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, y.shape[-1])
+    h = torch.where((lengths > 0)[:, None], y.gather(1, final)[:, 0], state[:, 0])
+    return y, torch.stack([h, last[:, 1]], dim=1)
 
 
 def _by_gate(like: Tensor, k: float, f: float) -> Tensor:
