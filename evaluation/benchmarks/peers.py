@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
     Mamba2Config,
     Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
 )
+from transformers.utils.import_utils import is_mambapy_available
 
-from dsf_models import RGLRUConfig, RGLRUForCausalLM, SSDForCausalLM
-from dsf_models.hub.conversion import MAMBA2
+from dsf_models import RGLRUConfig, RGLRUForCausalLM, S6ForCausalLM, SSDForCausalLM
+from dsf_models.hub.conversion import MAMBA, MAMBA2
 
 __all__ = ["PAIRS", "WITHOUT_CACHE", "Shape"]
 
@@ -29,6 +33,8 @@ class Shape:
     num_heads: int = 8
     head_dim: int = 64
     state_size: int = 128
+    s6_state_size: int = 16
+    """States per channel of S6, where each has a decay of its own."""
     expand: int = 2
     conv_kernel: int = 4
 
@@ -40,12 +46,42 @@ def build_ssd_and_mamba2(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedMo
         shape: sizes of both.
         noise: standard deviation of what is added to every weight, so that those that start at 0 or 1 take part.
     """
-    fields = vars(shape)
+    fields = {name: value for name, value in vars(shape).items() if name != "s6_state_size"}
     peer = Mamba2ForCausalLM(Mamba2Config(n_groups=1, residual_in_fp32=False, **fields))
     add_noise(peer, noise)
     ours = SSDForCausalLM(MAMBA2.dsf_config(peer.config))
     ours.load_state_dict(MAMBA2.dsf_weights(peer.state_dict(), peer.config))
     return ours, peer
+
+
+def build_s6_and_mamba(
+    shape: Shape, noise: float = 0.0, use_mambapy: bool = False, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return our S6 and transformers' Mamba with one set of weights.
+
+    Args:
+        shape: sizes of both.
+        noise: standard deviation of what is added to every weight, so that those that start at 0 or 1 take part.
+        use_mambapy: whether the peer runs the parallel scan of the package mambapy instead of its own loop.
+        options: further fields of Mamba's configuration: use_bias, use_conv_bias, time_step_rank, hidden_act.
+
+    Raises:
+        ImportError: mambapy is asked for and not installed.
+    """
+    if use_mambapy and not is_mambapy_available():
+        raise ImportError("mambapy is not installed, and Mamba would silently run its loop: pip install mambapy.")
+    fields = {name: getattr(shape, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers", "expand")}
+    fields |= {"state_size": shape.s6_state_size, "conv_kernel": shape.conv_kernel, "tie_word_embeddings": False}
+    peer = MambaForCausalLM(MambaConfig(residual_in_fp32=False, use_mambapy=use_mambapy, **fields, **options))
+    add_noise(peer, noise)
+    ours = S6ForCausalLM(MAMBA.dsf_config(peer.config))
+    ours.load_state_dict(MAMBA.dsf_weights(peer.state_dict(), peer.config))
+    return ours, peer
+
+
+def build_s6_and_mambapy(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return our S6 and transformers' Mamba on the parallel scan of the package mambapy."""
+    return build_s6_and_mamba(shape, noise, use_mambapy=True)
 
 
 def build_rg_lru_and_recurrent_gemma(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -126,9 +162,11 @@ def largest_difference(ours: PreTrainedModel, peer: PreTrainedModel, input_ids: 
 
 PAIRS: dict[str, Callable[..., tuple[PreTrainedModel, PreTrainedModel]]] = {
     "rg_lru": build_rg_lru_and_recurrent_gemma,
+    "s6": build_s6_and_mamba,
+    "s6_mambapy": build_s6_and_mambapy,
     "ssd": build_ssd_and_mamba2,
 }
-"""Architecture -> builder of (ours, peer) from a `Shape`."""
+"""Pair, named for our architecture -> builder of (ours, peer) from a `Shape`."""
 
 WITHOUT_CACHE = (RecurrentGemmaForCausalLM,)
 """Peers that raise when asked for a cache, as RecurrentGemma does where no block is attention; they do not decode."""

@@ -15,11 +15,12 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
     Mamba2Config,
+    MambaConfig,
     RecurrentGemmaConfig,
 )
 
 from dsf_models.backbone import get_architecture
-from dsf_models.hub.conversion import FAMILIES, LLAMA, MAMBA2, RECURRENT_GEMMA, convert_checkpoint
+from dsf_models.hub.conversion import FAMILIES, LLAMA, MAMBA, MAMBA2, RECURRENT_GEMMA, convert_checkpoint
 from dsf_models.hub.conversion.family import _CARRIED, _HARMLESS, _same
 from dsf_models.hub.usage import UsageError
 
@@ -27,6 +28,7 @@ VOCAB = 40
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": [3, 5]}
 LLAMA_SMALL = SMALL | {"intermediate_size": 24, "num_attention_heads": 4, "max_position_embeddings": 32}
 MAMBA2_SMALL = SMALL | {"num_heads": 4, "head_dim": 8, "state_size": 6, "n_groups": 1}
+MAMBA_SMALL = SMALL | {"state_size": 6}
 GEMMA_SMALL = SMALL | {
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -67,6 +69,10 @@ SOURCES = {
     "mamba2, limited steps": Mamba2Config(**MAMBA2_SMALL, time_step_limit=(0.3, 0.8)),
 }
 SOURCES |= {
+    "mamba": MambaConfig(**MAMBA_SMALL),
+    "mamba, biases": MambaConfig(**MAMBA_SMALL, use_bias=True, use_conv_bias=False, tie_word_embeddings=False),
+    "mamba, narrow": MambaConfig(**MAMBA_SMALL, expand=1, conv_kernel=2, time_step_rank=3, layer_norm_epsilon=1e-3),
+    "mamba, gelu": MambaConfig(**MAMBA_SMALL, hidden_act="gelu"),
     "recurrent gemma": RecurrentGemmaConfig(**GEMMA_SMALL),
     "recurrent gemma, biases": RecurrentGemmaConfig(
         **GEMMA_SMALL, attention_bias=True, num_key_value_heads=1, tie_word_embeddings=False
@@ -289,6 +295,9 @@ def assert_refused(family, name, **values):
         (MAMBA2, "norm", "layernorm"),
         (MAMBA2, "label_alignment", "same"),
         (MAMBA2, "dropout", 0.1),
+        (MAMBA, "gate", "gelu"),
+        (MAMBA, "channel_mixer", "swiglu"),
+        (MAMBA, "norm", "layernorm"),
         (RECURRENT_GEMMA, "norm", "layernorm"),
         (RECURRENT_GEMMA, "dropout", 0.1),
         (RECURRENT_GEMMA, "embedding_scale", 1.0),
@@ -390,7 +399,9 @@ def test_other_models_and_directions_are_refused(checkpoint, tmp_path):
     config.save_pretrained(tmp_path / "gpt2")
     assert "model_type='gpt2': only llama, mamba" in refusal(tmp_path / "gpt2", target)
     AutoConfig.for_model("dsf_linear_attention").save_pretrained(tmp_path / "linear")
-    assert "only dsf_softmax_attention, dsf_ssd" in refusal(tmp_path / "linear", target, to_transformers=True)
+    assert "only dsf_softmax_attention, dsf_s6, dsf_ssd, dsf_hybrid" in refusal(
+        tmp_path / "linear", target, to_transformers=True
+    )
     saved(LlamaForSequenceClassification(SOURCES["llama"]), tmp_path / "classifier")
     assert "only language models are converted" in refusal(tmp_path / "classifier", target)
 

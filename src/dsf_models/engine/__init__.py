@@ -20,6 +20,7 @@ from ..transitions import (
     DeltaRule,
     DSFSystemError,
     ElementwiseDecay,
+    FactoredDecay,
     Identity,
     KeyDiagonal,
     ScalarDecay,
@@ -30,6 +31,7 @@ from .cost import Flops, recurrent_flops, scan_flops
 from .delta_rule import delta_rule_flops, evaluate_delta_rule
 from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
+from .factored import evaluate_factored
 from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -53,6 +55,7 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    FactoredDecay: evaluate_factored,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
     DPLR: evaluate_chunked_dplr,

@@ -5,12 +5,13 @@ from pathlib import Path
 from .checkpoint import convert, source_folder
 from .family import Family, Rule
 from .llama import LLAMA
+from .mamba import MAMBA
 from .mamba2 import MAMBA2
 from .recurrent_gemma import RECURRENT_GEMMA
 
-__all__ = ["FAMILIES", "LLAMA", "MAMBA2", "RECURRENT_GEMMA", "Family", "Rule", "convert_checkpoint"]
+__all__ = ["FAMILIES", "LLAMA", "MAMBA", "MAMBA2", "RECURRENT_GEMMA", "Family", "Rule", "convert_checkpoint"]
 
-FAMILIES = (LLAMA, MAMBA2, RECURRENT_GEMMA)
+FAMILIES = (LLAMA, MAMBA, MAMBA2, RECURRENT_GEMMA)
 """Every family that can be converted."""
 
 

@@ -28,7 +28,8 @@ _SAME = (
     "eos_token_id",
     "tie_word_embeddings",
 )
-_RENAMED = {"layer_norm_epsilon": "norm_eps", "use_conv_bias": "conv_bias"}
+# The activation of the convolution; that of the gate is always SiLU.
+_RENAMED = {"layer_norm_epsilon": "norm_eps", "use_conv_bias": "conv_bias", "hidden_act": "conv_activation"}
 
 
 def _to_dsf(source: MambaConfig) -> dict[str, Any]:
