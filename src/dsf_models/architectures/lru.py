@@ -190,5 +190,7 @@ register_architecture(
         transition="constant: diag(exp(-exp(ν) + i exp(θ)))",
         input_matrix="constant and dense: diag(exp(γ)) B, complex",
         output_matrix="constant and dense: Re(C ·)",
+        feed_through="diag(D), learned",
+        state_size="2n",
     )
 )

@@ -184,5 +184,6 @@ register_architecture(
         transition="constant: exp(Δ a_k) per channel, complex (or real) diagonal; bilinear by choice",
         input_matrix="constant: (λ_k - 1) / a_k per channel",
         output_matrix="constant: 2 Re(c_k ·) per channel",
+        feed_through="diag(D), learned",
     )
 )

@@ -196,5 +196,7 @@ register_architecture(
         transition="constant: diag(exp(Δ_k a_k)), complex; bilinear by choice",
         input_matrix="constant and dense: diag((λ - 1) / a) B",
         output_matrix="constant and dense: 2 Re(C ·)",
+        feed_through="diag(D), learned",
+        state_size="n",
     )
 )

@@ -3,7 +3,7 @@
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
 from .layout import TokenLayout
-from .mixer import DSFMixer, softplus_inverse
+from .mixer import CacheShapes, DSFMixer, softplus_inverse
 from .modeling import (
     DSFBlock,
     DSFForCausalLM,
@@ -19,6 +19,7 @@ from .time_invariant import TimeInvariantConfig, TimeInvariantMixer
 
 __all__ = [
     "Architecture",
+    "CacheShapes",
     "DSFAttentionLayer",
     "DSFBlock",
     "DSFConfig",

@@ -20,7 +20,7 @@ __all__ = ["Architecture", "get_architecture", "list_architectures", "mixer_clas
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture file registers: configuration, mixer, Hugging Face classes, and Λ, B, C in a line each."""
+    """What an architecture file registers: configuration, mixer, Hugging Face classes, and its choice in a line."""
 
     config_class: type[DSFConfig]
     mixer_class: type[DSFMixer] | None
@@ -35,11 +35,20 @@ class Architecture:
     """B_i in one line of plain text."""
     output_matrix: str
     """C_i in one line of plain text."""
+    feed_through: str = "0"
+    """D_i in one line of plain text; "0" for none."""
+    state_size: str = "n·d"
+    """Size N of the state, in n = state_size, d = inner width and numbers; "∞" where no finite state will do."""
 
     @property
     def name(self) -> str:
         """Name of the architecture: its model_type without "dsf_"."""
         return self.config_class.model_type.removeprefix("dsf_")
+
+    @property
+    def time_invariant(self) -> bool:
+        """Whether Λ, B, C and D are the same at every position, so that Φ is a Toeplitz matrix: as the mixer says."""
+        return self.mixer_class is not None and self.mixer_class.time_invariant
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}

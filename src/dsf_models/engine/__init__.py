@@ -31,26 +31,29 @@ from ..transitions import (
     Transition,
 )
 from .convolution import causal_convolution, next_window
-from .delta_rule import evaluate_delta_rule
-from .dplr import evaluate_chunked_dplr
+from .cost import Flops, recurrent_flops, scan_flops
+from .delta_rule import delta_rule_flops, evaluate_delta_rule
+from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .factored import evaluate_factored
 from .filtering import evaluate_filter
-from .key_diagonal import evaluate_key_diagonal
+from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
-from .rotation import evaluate_rotation
-from .scalar import evaluate_chunked
+from .rotation import evaluate_rotation, rotation_flops
+from .scalar import chunked_flops, evaluate_chunked
 from .step import evaluate_recurrent
 from .time_invariant import evaluate_convolution
 
 __all__ = [
     "MODES",
+    "Flops",
     "causal_convolution",
     "compute_dtype",
     "evaluate",
     "evaluate_sequential",
     "initial_state",
+    "kernel_flops",
     "modes_of",
     "next_window",
 ]
@@ -76,6 +79,17 @@ CHUNKED_KERNELS_OF_MAPS = {Rotation: evaluate_rotation}
 def modes_of(system: DSFSystem) -> tuple[str, ...]:
     """Return the modes that take a system: `MODES`, and "convolution" where it is time-invariant."""
     return (*MODES, "convolution") if system.time_invariant else MODES
+
+
+CHUNKED_COSTS = {
+    Identity: chunked_flops,
+    ScalarDecay: chunked_flops,
+    KeyDiagonal: key_diagonal_flops,
+    DeltaRule: delta_rule_flops,
+    DPLR: chunked_dplr_flops,
+    Rotation: rotation_flops,
+}
+"""What the chunked kernel costs where it is made of matrix products; others walk step by step."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -146,6 +160,17 @@ def _evaluate_system(
         return evaluate_convolution(system, state)
     kernel = _chunked_kernel(system)
     return kernel(system, state) if chunk_size is None else kernel(system, state, chunk_size)
+
+
+def kernel_flops(system: DSFSystem, length: int) -> Flops:
+    """Return what `evaluate` costs for one sequence of `length` steps, in the mode that it takes by itself.
+
+    Args:
+        system: any system with these sizes and this structure of Λ; its values and its length do not matter.
+        length: number of steps; 1 is a step of decoding.
+    """
+    cost = recurrent_flops if length == 1 else CHUNKED_COSTS.get(type(system.transition), scan_flops)
+    return cost(system, length)
 
 
 def _chunked_kernel(system: DSFSystem) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import Rotation, expand_groups, rotate
+from .cost import Flops, map_flops
 
-__all__ = ["evaluate_rotation"]
+__all__ = ["evaluate_rotation", "rotation_flops"]
 
 CHUNK, CHUNK_OF_DOCUMENTS = 32, 16
 """Default chunk lengths; chunks of packed documents are walked lag by lag."""
@@ -39,10 +40,9 @@ def evaluate_rotation(system: DSFSystem, state: Tensor, chunk_size: int | None =
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
     """
-    by_head = system.input_map is None and all(x.shape[:2] == (1, 1) for x in (system.B, system.C))
     chunk = min(chunk_size or (CHUNK if system.starts is None else CHUNK_OF_DOCUMENTS), system.length)
     layout = _Layout.of(system, chunk)
-    if by_head:
+    if _by_head(system):
         b, c = (expand_groups(x, system.num_heads)[0, 0] for x in (system.B, system.C))
         constants = _constants_of_heads(system.transition, b, c, chunk)
         raw, state = _evaluate(system.drive()[:, :, :, None], constants, state, layout)
@@ -52,6 +52,33 @@ def evaluate_rotation(system: DSFSystem, state: Tensor, chunk_size: int | None =
     constants = _constants_of_states(system.transition, inflow.shape[2], chunk, inflow.dtype)
     states, last = _evaluate(_split_states(inflow, size), constants, _split_states(state, size), layout)
     return system.read(system.outflow(states.reshape(inflow.shape))), last.reshape(state.shape)
+
+
+def rotation_flops(system: DSFSystem, length: int) -> Flops:
+    """Return what `evaluate_rotation` costs for one sequence of `length` steps, no documents packed, at these sizes.
+
+    The constants of a chunk, which all sequences of a batch share, count in full; the recurrence between chunks and the
+    powers of Λ are elementwise.
+    """
+    _, num_heads, n, p = system.state_shape
+    chunk = min(CHUNK, length)
+    chunks = -(-length // chunk)
+    outside = 0
+    if _by_head(system):
+        channels, states, width, constants = num_heads, n, 1, 2 * num_heads * n * chunk
+    else:
+        states = width = 1 if system.transition.angle is None else 2
+        channels, constants = num_heads * n // states, 0
+        outside = map_flops(system) if system.input_map is not None else 2 * num_heads * n * p
+    row = chunk * width
+    per_channel = p * (chunks * (row * row + 2 * row * states) + row * states)
+    between = system.transition.flops_per_entry * num_heads * n * (p * (chunks + 1) + 2 * chunk)
+    return Flops(2 * channels * per_channel + constants + outside * length, between)
+
+
+def _by_head(system: DSFSystem) -> bool:
+    """Return whether constant factors make a channel of each head."""
+    return system.input_map is None and all(x.shape[:2] == (1, 1) for x in (system.B, system.C))
 
 
 def _split_states(x: Tensor, size: int) -> Tensor:

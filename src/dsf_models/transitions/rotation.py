@@ -28,6 +28,7 @@ class Rotation(Transition):
 
     name: ClassVar[str] = "rotation"
     time_invariant: ClassVar[bool] = True
+    flops_per_entry: ClassVar[int] = 3
 
     log_radius: Tensor
     """log |λ|, (h|1, m) with m = n / 2, or m = n without angle; -inf means λ = 0, 0 a rotation that never fades."""
