@@ -28,6 +28,8 @@ def counted(function) -> int:
 
 
 def model_and_tokens(name, case, length=LENGTH):
+    if (name, case) == ("s4", "windowed"):
+        pytest.skip("the taps of its window take powers of Λ by doubling, and are counted as steps")
     # In float64 and with attention written out no fused kernel hides its products from the counter.
     model = fresh(name, case, **WIDE, attn_implementation="eager").double()
     return model, sequences((length,))[0][None]
@@ -76,7 +78,7 @@ def undeclared(model, ids):
     return [system for system in systems if counted(lambda: engine.evaluate(system))]  # noqa: B023 - called at once
 
 
-@every("default", "full", "mlp", "rope")
+@every("default", "full", "mlp", "rope", "windowed")
 @torch.no_grad()
 def test_forward_flops_are_those_of_a_real_pass(name, case):
     model, ids = model_and_tokens(name, case)
@@ -88,7 +90,7 @@ def test_forward_flops_are_those_of_a_real_pass(name, case):
     assert expected == found
 
 
-@every("default", "full")
+@every("default", "full", "windowed")
 @torch.no_grad()
 def test_decoding_flops_are_those_of_a_real_step(name, case):
     model, ids = model_and_tokens(name, case)

@@ -91,7 +91,8 @@ def decoding_flops(config: DSFConfig, context: int) -> Flops:
 
 
 def _body_flops(config: DSFConfig, length: int, context: int = 0) -> Flops:
-    channel_mixers = (block.channel_mixer for block in _without_data(config).base_model.layers)
+    base = _without_data(config).base_model
+    channel_mixers = (base.input_mixer, *(block.channel_mixer for block in base.layers))
     linear = (module for mixer in channel_mixers if mixer is not None for module in mixer.modules())
     total = sum(map(_flops_of_linear, linear), Flops()) * length
     for layer in _layers(config):

@@ -36,7 +36,7 @@ from .delta_rule import delta_rule_flops, evaluate_delta_rule
 from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .factored import evaluate_factored
-from .filtering import evaluate_filter
+from .filtering import evaluate_filter, filter_flops
 from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -162,13 +162,15 @@ def _evaluate_system(
     return kernel(system, state) if chunk_size is None else kernel(system, state, chunk_size)
 
 
-def kernel_flops(system: DSFSystem, length: int) -> Flops:
+def kernel_flops(system: DSFSystem | FilterSystem, length: int) -> Flops:
     """Return what `evaluate` costs for one sequence of `length` steps, in the mode that it takes by itself.
 
     Args:
         system: any system with these sizes and this structure of Λ; its values and its length do not matter.
         length: number of steps; 1 is a step of decoding.
     """
+    if isinstance(system, FilterSystem):
+        return filter_flops(system, length, kernel_flops)
     cost = recurrent_flops if length == 1 else CHUNKED_COSTS.get(type(system.transition), scan_flops)
     return cost(system, length)
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..filters import FilterSystem, mirror
 from ..system import DSFSystem, DSFSystemError
 from .convolution import causal_convolution, dense_causal_convolution, next_window
+from .cost import Flops
 
-__all__ = ["evaluate_filter"]
+__all__ = ["evaluate_filter", "filter_flops"]
 
 Run = Callable[..., tuple[Tensor, Tensor]]
 
@@ -71,3 +72,32 @@ def _taps(system: DSFSystem, lags: int) -> Tensor:
         return kernel[0].movedim(-1, 0).flip(0)
     kernel = kernel if kernel.ndim == 3 else kernel[:, None].expand(-1, system.head_dim, -1)
     return kernel.flatten(0, 1).T.flip(0)
+
+
+def filter_flops(system: FilterSystem, length: int, cost: Callable[[DSFSystem, int], Flops]) -> Flops:
+    """Return what a filter costs for one sequence of `length` steps.
+
+    The taps of a window, which all sequences of a batch share, count in full, as steps of Λ and products with C.
+
+    Args:
+        system: any filter of these sizes.
+        length: number of steps; 1 is a step of decoding, behind a full delay line.
+        cost: what a `DSFSystem` costs without a window.
+    """
+    passes = [(system.forward, system.window)]
+    if system.backward is not None:
+        passes.append((system.backward, None if system.window is None else system.window - 1))
+    if system.window is None:
+        return sum((cost(one, length) for one, _ in passes), Flops())
+    return sum((_window_flops(one, length, window) for one, window in passes), Flops())
+
+
+def _window_flops(system: DSFSystem, length: int, window: int) -> Flops:
+    taps = 1 + (window if length == 1 else min(window, length - 1))
+    _, num_heads, n, p = system.state_shape
+    if system.input_map is None:
+        powers = Flops(matmul=2 * num_heads * n, elementwise=system.transition.flops_per_entry * num_heads * n)
+        return (powers + Flops(elementwise=2 * num_heads * p * length)) * taps
+    d = system.u.shape[3]
+    powers = Flops(matmul=2 * n * d * d, elementwise=system.transition.flops_per_entry * n * d)
+    return (powers + Flops(matmul=2 * d * d * length)) * taps
