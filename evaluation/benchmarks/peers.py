@@ -1,70 +1,123 @@
-"""Pairs of models to compare: one of ours and its peer in transformers, at the same shape and with the same weights."""
+"""The models that are compared: those of transformers with their twins here, and any architecture of the zoo.
+
+A pair is one model in two implementations: the peer's weights are converted, and its logits are compared before anything
+is timed.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RecurrentGemmaConfig,
+)
 
-from dsf_models import SSDConfig, SSDForCausalLM
+from dsf_models.analysis.accounting import state_bytes
+from dsf_models.backbone import DSFConfig, get_architecture
+from dsf_models.hub.conversion import FAMILIES
 
-__all__ = ["PAIRS", "Shape"]
+__all__ = [
+    "PEERS",
+    "TWINS",
+    "Shape",
+    "build_pair",
+    "build_peer",
+    "build_zoo",
+    "largest_difference",
+    "ssd_of_equal_state",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes that a pair of models shares."""
+    """Sizes that all models share."""
 
     vocab_size: int = 1024
     hidden_size: int = 256
     num_hidden_layers: int = 4
-    num_heads: int = 8
-    head_dim: int = 64
-    state_size: int = 128
-    expand: int = 2
-    conv_kernel: int = 4
 
 
-def build_ssd_and_mamba2(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Return our SSD and transformers' Mamba-2 with one set of weights.
+def _mamba2(shape: Shape) -> PreTrainedConfig:
+    return Mamba2Config(**vars(shape), expand=2, num_heads=8, head_dim=shape.hidden_size // 4, n_groups=1)
+
+
+def _mamba(shape: Shape, use_mambapy: bool = False) -> PreTrainedConfig:
+    return MambaConfig(**vars(shape), use_mambapy=use_mambapy)
+
+
+def _recurrent_gemma(shape: Shape) -> PreTrainedConfig:
+    return RecurrentGemmaConfig(
+        **vars(shape),
+        block_types=("recurrent",),
+        intermediate_size=6 * shape.hidden_size,
+        num_attention_heads=8,
+        head_dim=shape.hidden_size // 8,
+    )
+
+
+def _llama(shape: Shape) -> PreTrainedConfig:
+    return LlamaConfig(
+        **vars(shape), intermediate_size=3 * shape.hidden_size, num_attention_heads=8, max_position_embeddings=32768
+    )
+
+
+PEERS: dict[str, Callable[[Shape], PreTrainedConfig]] = {
+    "Mamba": _mamba,
+    "Mamba with mambapy": lambda shape: _mamba(shape, use_mambapy=True),
+    "Mamba-2": _mamba2,
+    "RecurrentGemma": _recurrent_gemma,
+    "Llama": _llama,
+}
+"""Models of transformers that have a twin here, by the name that tables give them."""
+TWINS = {"s6": "Mamba", "ssd": "Mamba-2", "rg_lru": "RecurrentGemma", "softmax_attention": "Llama"}
+"""Architecture here -> the peer whose sizes it takes in the curves."""
+
+
+def build_peer(name: str, shape: Shape, noise: float = 0.0) -> PreTrainedModel:
+    """Return a freshly initialised model of transformers.
 
     Args:
-        shape: sizes of both.
+        name: a key of `PEERS`.
+        shape: its sizes.
         noise: standard deviation of what is added to every weight, so that those that start at 0 or 1 take part.
     """
-    fields = vars(shape)
-    peer = Mamba2ForCausalLM(Mamba2Config(n_groups=1, residual_in_fp32=False, **fields))
+    peer = AutoModelForCausalLM.from_config(PEERS[name](shape))
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
-    ours = SSDForCausalLM(SSDConfig(n_groups=1, norm_eps=peer.config.layer_norm_epsilon, **fields))
-    ours.load_state_dict(convert_mamba2(peer.state_dict(), shape))
-    return ours, peer
+    return peer.eval()
 
 
-def convert_mamba2(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return Mamba-2's weights under the names of our SSD; the fused projection is split into gate and system input."""
-    inner = shape.num_heads * shape.head_dim
-    converted = {
-        "model.embed_tokens.weight": weights["backbone.embeddings.weight"],
-        "model.norm.weight": weights["backbone.norm_f.weight"],
-        "lm_head.weight": weights["lm_head.weight"],
-    }
-    for layer in range(shape.num_hidden_layers):
-        old, new = f"backbone.layers.{layer}", f"model.layers.{layer}"
-        gate, system = weights[f"{old}.mixer.in_proj.weight"].tensor_split([inner])
-        converted |= {
-            f"{new}.norm.weight": weights[f"{old}.norm.weight"],
-            f"{new}.mixer.gate_proj.weight": gate,
-            f"{new}.mixer.in_proj.weight": system,
-            f"{new}.mixer.conv.weight": weights[f"{old}.mixer.conv1d.weight"],
-            f"{new}.mixer.conv.bias": weights[f"{old}.mixer.conv1d.bias"],
-            f"{new}.mixer.output_norm.weight": weights[f"{old}.mixer.norm.weight"],
-            f"{new}.mixer.out_proj.weight": weights[f"{old}.mixer.out_proj.weight"],
-        }
-        converted |= {f"{new}.mixer.{name}": weights[f"{old}.mixer.{name}"] for name in ("A_log", "dt_bias", "D")}
-    return converted
+def build_pair(name: str, shape: Shape, noise: float = 0.0) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return our twin of a peer, and the peer, with one set of weights; arguments as for `build_peer`."""
+    peer = build_peer(name, shape, noise)
+    family = next(family for family in FAMILIES if isinstance(peer.config, family.source_config))
+    config = family.dsf_config(peer.config)
+    ours = family.model_class(config)(config)
+    ours.load_state_dict(family.dsf_weights(peer.state_dict(), peer.config), strict=not config.tie_word_embeddings)
+    return ours.eval(), peer
+
+
+def build_zoo(name: str, shape: Shape, **fields: int) -> PreTrainedModel:
+    """Return a freshly initialised model of an architecture here, with the defaults of its configuration."""
+    architecture = get_architecture(name)
+    return architecture.causal_lm_class(architecture.config_class(**vars(shape), **fields)).eval()
+
+
+def ssd_of_equal_state(config: DSFConfig) -> PreTrainedModel:
+    """Return an SSD model of the same inner width whose state takes as many bytes, up to rounding to whole states."""
+    shape = Shape(**{name: getattr(config, name) for name in vars(Shape())})
+    fields = {"expand": config.expand, "num_heads": 8}
+    per_state = 4 * config.inner_size * config.num_hidden_layers
+    states = max(1, round(state_bytes(config, 1024) / per_state))
+    return build_zoo("ssd", shape, state_size=states, **fields)
 
 
 @torch.no_grad()
@@ -72,7 +125,3 @@ def largest_difference(ours: PreTrainedModel, peer: PreTrainedModel, input_ids: 
     """Return the largest difference of the logits, relative to the largest logit of the peer."""
     expected = peer(input_ids, use_cache=False).logits
     return float((ours(input_ids, use_cache=False).logits - expected).abs().max() / expected.abs().max())
-
-
-PAIRS: dict[str, Callable[..., tuple[PreTrainedModel, PreTrainedModel]]] = {"ssd": build_ssd_and_mamba2}
-"""Architecture -> builder of (ours, peer) from a `Shape`."""
