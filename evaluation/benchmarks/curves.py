@@ -39,7 +39,7 @@ class Curve:
 
 
 def build(name: str, shape: Shape) -> PreTrainedModel:
-    """Return a model by its name: one of transformers, or an architecture here, in its peer's sizes where it has one."""
+    """Return a model by its name: one of transformers, or an architecture here, in its peer's sizes if it has one."""
     if name in PEERS:
         return build_peer(name, shape)
     return build_pair(TWINS[name], shape)[0] if name in TWINS else build_zoo(name, shape)

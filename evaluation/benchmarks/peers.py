@@ -1,7 +1,7 @@
 """The models that are compared: those of transformers with their twins here, and any architecture of the zoo.
 
-A pair is one model in two implementations: the peer's weights are converted, and its logits are compared before anything
-is timed.
+A pair is one model in two implementations: the peer's weights are converted, and its logits are compared before
+anything is timed.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,8 @@
     python evaluation/benchmarks/speed.py [--only s6 ssd] [--output FILE.json] [--figure FILE.png]
 
 One thread, interleaved repeats, medians. Models of transformers are measured beside their twins here, with the same
-weights, after their logits were compared; memory is measured in a process for each model. Every bar is printed with what
-was measured, met or not.
+weights, after their logits were compared; memory is measured in a process for each model. Every bar is printed with
+what was measured, met or not.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -172,7 +173,7 @@ def scaling(curves: Iterable[Curve]) -> list[dict[str, object]]:
     for curve in curves:
         limit = MAX_DECODE_GROWTH if curve.measure == "decode" else MAX_SCALING
         lengths = list(curve.seconds)
-        for short, long in zip(lengths, lengths[1:], strict=False):
+        for short, long in pairwise(lengths):
             ratio = curve.seconds[long] / curve.seconds[short]
             rows.append(
                 {"model": curve.model, "measure": curve.measure, "from": short, "to": long, "ratio": ratio}
@@ -194,8 +195,8 @@ def print_results(results: Sequence[Result], growth: Sequence[dict[str, object]]
     print("(ours and other in milliseconds, memory in megabytes; ratio is other / ours)")
     for row in growth:
         print(
-            f"{row['model']:<22}{row['measure']:<20}from {row['from']} to {row['to']} tokens: {row['ratio']:.2f} times, "
-            f"at most {row['most']}: {'met' if row['met'] else 'NOT MET'}"
+            f"{row['model']:<22}{row['measure']:<20}from {row['from']} to {row['to']} tokens: {row['ratio']:.2f} "
+            f"times, at most {row['most']}: {'met' if row['met'] else 'NOT MET'}"
         )
 
 
