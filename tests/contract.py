@@ -46,6 +46,8 @@ _VARIANTS = {
         "channel_mixer": "swiglu",
         "mlp_bias": True,
         "norm": "layernorm",
+        "embedding_scale": 2.0,
+        "logit_softcap": 5.0,
         "position_embedding": "learned",
         "max_position_embeddings": 24,
         "tie_word_embeddings": True,
@@ -60,21 +62,64 @@ _VARIANTS = {
         "hidden_act": "relu",
     },
 }
-_OF_SOME = {"n_groups": 2, "num_key_value_heads": 2}
+_OF_SOME = {
+    "n_groups": 2,
+    "num_key_value_heads": 2,
+    "reversed_sigmoid": True,
+    "merge_symmetric": False,
+    "normalizer": "exp_softplus",
+    "feature_map": "elu+1",
+    "scale_keys": True,
+    "offset": "exp",
+    "conv_channels": "qk",
+    "allow_negative_eigenvalues": True,
+}
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
+_OWN_VARIANTS = {
+    "ssd": {"channel": {"time_step_bias": "channel", "n_groups": 2}, "constant": {"decay": "constant", "n_groups": 2}}
+}
+"""Forms of single architectures that take another path through their mixer."""
+
+
+NEEDED = {"hybrid": {"mixers": ["ssd", "softmax_attention"]}}
+"""Fields without which a configuration cannot be made."""
+_GROUPED = {"ssd": {"n_groups": 2}, "softmax_attention": {"num_key_value_heads": 2}}
+_WINDOWED = {"softmax_attention": {"sliding_window": 4}}
+HYBRIDS = {
+    "default": {"mixers": ["linear_attention", "ssd"]},
+    "bare": {"mixers": ["softmax_attention", "ssd"]},
+    "full": {"mixer_options": _GROUPED},
+    "mlp": {"mixers": ["lstm", "normalized_attention"]},
+    "rope_bare": {"mixers": ["softmax_attention", "taylor_attention"]},
+    "sliding": {
+        "mixers": ["rg_lru", "softmax_attention"],
+        "mixer_options": _WINDOWED,
+        "position_embedding": "rope",
+        "conv_kernel": 3,
+    },
+}
+"""What the cases of hybrids are made of, where it is not the above."""
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
     """Return the fields of every small configuration of an architecture."""
     config_class = get_architecture(name).config_class
     own = {field: value for field, value in _OF_SOME.items() if field in config_class.__dataclass_fields__}
-    found = {case: _SMALL | fields for case, fields in _VARIANTS.items()}
+    small = _SMALL | config_class.fixed_fields
+    found = {case: small | fields for case, fields in _VARIANTS.items()}
     found["full"] |= own
     if config_class.uses_rope:
-        found["rope"] = _SMALL | own | {"position_embedding": "rope", "conv_kernel": 3}
-        found["rope_bare"] = _SMALL | own | {"position_embedding": "rope"}
+        found["rope"] = small | own | {"position_embedding": "rope", "conv_kernel": 3}
+        found["rope_bare"] = small | own | {"position_embedding": "rope"}
+    if "sliding_window" in config_class.__dataclass_fields__:
+        found["sliding"] = small | own | {"sliding_window": 4, "position_embedding": "rope", "conv_kernel": 3}
+        found["sliding_bare"] = small | {"sliding_window": 5}
+    if name in NEEDED:
+        found["sliding"] = small
+        found = {case: NEEDED[name] | fields | HYBRIDS.get(case, {}) for case, fields in found.items()}
     if hasattr(config_class, "minimal"):
-        found["minimal"] = _SMALL | {"num_heads": 1}
+        found["minimal"] = small | {"num_heads": 1}
+    found |= {case: small | fields for case, fields in _OWN_VARIANTS.get(name, {}).items()}
     return found
 
 
@@ -240,8 +285,13 @@ def assert_modes_agree(model: PreTrainedModel, **inputs: Tensor) -> None:
             assert_close(y, expected, tolerance, f"layer {layer}, {mode}")
             found = gradients(model, (y * weight).sum())
             assert_gradients_close(found, reference, tolerance, f"layer {layer}, {mode}")
-        applied = torch.einsum("bhij,bjhp->bihp", system.transfer_matrix(), system.u.double())
+        applied = apply_transfer_matrix(system.transfer_matrix(), system.u.double())
         assert_close(applied, expected, 1e-10 if model.dtype == torch.float64 else 1e-5, f"layer {layer}, Φ")
+
+
+def apply_transfer_matrix(phi: Tensor, u: Tensor) -> Tensor:
+    """Return Φu, with Φ (b, h, t, t) or (b, h, p, t, t) and u (b, t, h, p)."""
+    return torch.einsum("bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp", phi, u)
 
 
 def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: Tensor) -> None:
@@ -253,8 +303,7 @@ def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: 
         hidden, layout = args[0], args[1]
         phi = system.transfer_matrix()
         u = system.u.repeat_interleave(phi.shape[1] // system.u.shape[2], dim=2)
-        equation = "bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp"
-        y = torch.einsum(equation, phi, u.double()).to(hidden.dtype)
+        y = apply_transfer_matrix(phi, u.double()).to(hidden.dtype)
         rebuilt = layout.scatter(mixer.finish(y.flatten(2), layout.gather(hidden)))
         real = torch.ones(hidden.shape[:2], dtype=torch.bool)
         real = inputs["attention_mask"].bool() if "attention_mask" in inputs else real

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RecurrentGemmaForCausalLM
 
 __all__ = ["DECODE_BLOCK", "MEASURES", "Builder", "extra_memory", "interleave"]
 
@@ -45,9 +45,11 @@ def training_step(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], flo
 
 
 def prefill(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], float]:
-    """Return a timed pass that fills a cache and computes the last token's logits."""
+    """Return a timed pass that fills a cache, where the model has one, and computes the last token's logits."""
     model.eval()
-    return timed(torch.no_grad()(lambda: model(input_ids, use_cache=True, logits_to_keep=1)))
+    # RecurrentGemma cannot fill a cache where none of its blocks is attention.
+    use_cache = not isinstance(model, RecurrentGemmaForCausalLM)
+    return timed(torch.no_grad()(lambda: model(input_ids, use_cache=use_cache, logits_to_keep=1)))
 
 
 def decode(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], float]:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     RecurrentGemmaConfig,
 )
+from transformers.utils.import_utils import is_mambapy_available
 
 from dsf_models.analysis.accounting import state_bytes
 from dsf_models.backbone import DSFConfig, get_architecture
@@ -45,20 +46,21 @@ class Shape:
 
 
 def _mamba2(shape: Shape) -> PreTrainedConfig:
-    return Mamba2Config(**vars(shape), expand=2, num_heads=8, head_dim=shape.hidden_size // 4, n_groups=1)
+    return Mamba2Config(**vars(shape), num_heads=8, head_dim=shape.hidden_size // 4, n_groups=1, residual_in_fp32=False)
 
 
 def _mamba(shape: Shape, use_mambapy: bool = False) -> PreTrainedConfig:
-    return MambaConfig(**vars(shape), use_mambapy=use_mambapy)
+    if use_mambapy and not is_mambapy_available():
+        raise ImportError("mambapy is not installed, and Mamba would silently run its loop: pip install mambapy.")
+    return MambaConfig(**vars(shape), use_mambapy=use_mambapy, residual_in_fp32=False)
 
 
 def _recurrent_gemma(shape: Shape) -> PreTrainedConfig:
     return RecurrentGemmaConfig(
         **vars(shape),
-        block_types=("recurrent",),
-        intermediate_size=6 * shape.hidden_size,
-        num_attention_heads=8,
-        head_dim=shape.hidden_size // 8,
+        block_types=["recurrent"],
+        intermediate_size=3 * shape.hidden_size,
+        num_attention_heads=4,
     )
 
 
@@ -112,12 +114,17 @@ def build_zoo(name: str, shape: Shape, **fields: int) -> PreTrainedModel:
 
 
 def ssd_of_equal_state(config: DSFConfig) -> PreTrainedModel:
-    """Return an SSD model of the same inner width whose state takes as many bytes, up to rounding to whole states."""
+    """Return an SSD model of the same inner width and convolution whose state takes nearly as many bytes."""
     shape = Shape(**{name: getattr(config, name) for name in vars(Shape())})
-    fields = {"expand": config.expand, "num_heads": 8}
-    per_state = 4 * config.inner_size * config.num_hidden_layers
-    states = max(1, round(state_bytes(config, 1024) / per_state))
-    return build_zoo("ssd", shape, state_size=states, **fields)
+    fields = {"expand": config.expand, "num_heads": 8, "conv_kernel": config.conv_kernel}
+    target = state_bytes(config, 1024)
+    config_class = get_architecture("ssd").config_class
+
+    def distance(states: int) -> int:
+        return abs(state_bytes(config_class(**vars(shape), **fields, state_size=states), 1024) - target)
+
+    most = max(1, target // (4 * config.inner_size * config.num_hidden_layers))
+    return build_zoo("ssd", shape, state_size=min(range(max(1, most - 8), most + 1), key=distance), **fields)
 
 
 @torch.no_grad()

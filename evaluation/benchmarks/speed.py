@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dsf_models import list_architectures
-from dsf_models.backbone import get_architecture
+from dsf_models.analysis.accounting import has_bounded_state
 from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
-from evaluation.benchmarks.curves import Curve, draw, measure_curve, memory_in_a_process
+from evaluation.benchmarks.curves import Curve, build, draw, measure_curve, memory_in_a_process
 from evaluation.benchmarks.measure import MEASURES, interleave
 from evaluation.benchmarks.peers import (
     PEERS,
@@ -154,17 +154,12 @@ def measure_bar(bar: Bar, repeats: int) -> Result:
     else:
         torch.manual_seed(0)
         input_ids = torch.randint(SHAPE.vocab_size, (1, bar.length))
-        build = MEASURES[bar.measure]
-        runs = [build(model, input_ids) for model in contestants(bar.model, bar.other)]
+        builder = MEASURES[bar.measure]
+        runs = [builder(model, input_ids) for model in contestants(bar.model, bar.other)]
         times = interleave(runs, repeats)
         ours, other = map(statistics.median, times)
         ratio = statistics.median(second / first for first, second in zip(*times, strict=True))
     return Result(bar=bar, ours=ours, other=other, ratio=ratio, met=ratio >= bar.least)
-
-
-def is_linear(name: str) -> bool:
-    """Return whether the time of an architecture grows with the length and not with its square."""
-    return get_architecture(name).is_linear
 
 
 def scaling(curves: Iterable[Curve]) -> list[dict[str, object]]:
@@ -225,7 +220,11 @@ def main() -> None:
         for name in [*arguments.only, *PEERS]
         for measure in MEASURES
     ]
-    growth = scaling(curve for curve in curves if curve.model in arguments.only and is_linear(curve.model))
+    growth = scaling(
+        curve
+        for curve in curves
+        if curve.model in arguments.only and has_bounded_state(build(curve.model, SHAPE).config)
+    )
     print_results(results, growth)
     if arguments.output is not None:
         content = {

@@ -16,6 +16,7 @@ from transformers.trainer_utils import set_seed
 from dsf_models import DSFConfig, list_architectures
 from dsf_models.backbone import DSFMixer, get_architecture
 from dsf_models.backbone.compat import CACHE_NAME
+from tests.contract import NEEDED
 
 VOCAB = 23
 SMALL = {
@@ -36,14 +37,19 @@ every_architecture = pytest.mark.parametrize("name", list_architectures())
 def fields_of(config_class):
     """Return the project's own fields: those of `DSFConfig` and of the architecture, with their types."""
     found = {}
-    for cls in inspect.getmro(config_class):
+    for cls in reversed(inspect.getmro(config_class)):
         if issubclass(cls, DSFConfig):
             found |= inspect.get_annotations(cls)
     return {key: hint for key, hint in found.items() if get_origin(hint) is not ClassVar}
 
 
 def make(name, **changes):
-    return CONFIG_CLASSES[name](**SMALL | changes)
+    return CONFIG_CLASSES[name](**small(name) | changes)
+
+
+def small(name):
+    """Return the small sizes, without a choice where the architecture leaves none, and what it cannot do without."""
+    return SMALL | CONFIG_CLASSES[name].fixed_fields | NEEDED.get(name, {})
 
 
 # ---- documentation --------------------------------------------------------------------------------------------------
@@ -131,6 +137,11 @@ def parameters_of_the_transition(config):
     return [getattr(mixer, key).tolist() for mixer in mixers for key in mixer.transition_parameters]
 
 
+def sizes_of_states(config):
+    cache = with_fixed_weights(config)(token_ids(), use_cache=True)[CACHE_NAME]
+    return [tuple(layer.recurrent_states[0].shape) for layer in cache.layers]
+
+
 def first_generated_token(config):
     model = with_fixed_weights(config)
     return model.generate(max_new_tokens=1, pad_token_id=0)[0, 0].item()
@@ -180,6 +191,8 @@ ALIVE = {
     "dropout": Alive([0.0, 0.5], outputs_in_training),
     "initializer_range": Alive([0.02, 0.5], spread_of_weights),
     "initialization": Alive(["declared", "as_released"], spread_into_the_residual_stream),
+    "embedding_scale": Alive([1.0, 4.0, 0.5]),
+    "logit_softcap": Alive([None, 30.0, 1]),
     "tie_word_embeddings": Alive([False, True], shares_its_embedding),
     "label_alignment": Alive(["next", "same"], loss),
     "use_cache": Alive([True, False], returns_a_cache),
@@ -189,6 +202,7 @@ ALIVE = {
     # Softmax attention.
     "num_key_value_heads": Alive([4, 2, 1]),
     "attention_dropout": Alive([0.0, 0.5], outputs_in_training),
+    "sliding_window": Alive([None, 2, 5]),
     "rope_parameters": Alive(
         [
             {"rope_type": "default", "rope_theta": 10000.0},
@@ -198,12 +212,39 @@ ALIVE = {
         ],
         beside={"position_embedding": "rope"},
     ),
+    # Hybrid.
+    "mixers": Alive([["ssd", "softmax_attention"], ["softmax_attention", "ssd"], ["linear_attention", "ssd"]]),
+    "mixer_options": Alive([None, {"ssd": {"n_groups": 2}}, {"ssd": {"conv_kernel": 2}}]),
+    # Taylor attention.
+    "order": Alive([2, 4]),
+    "merge_symmetric": Alive([True, False], sizes_of_states),
+    # Normalized attention.
+    "normalizer": Alive(["exp", "softplus", "sigmoid", "exp_exp", "exp_softplus", "exp_sigmoid", "exp_elu"]),
+    "feature_map": Alive(["identity", "elu+1"]),
+    "scale_keys": Alive([False, True]),
+    "offset": Alive(["none", "exp", "uniform"], parameters_of_the_transition),
+    "conv_channels": Alive(["qkv", "qk"], beside={"conv_kernel": 3}),
+    # qLSTM.
+    "gates_from": Alive(["inner", "hidden"], beside={"conv_kernel": 3}),
+    "reversed_sigmoid": Alive([False, True]),
+    "learn_exponent": Alive([True, False], beside={"reversed_sigmoid": True}),
     # SSD.
     "n_groups": Alive([1, 2, 4]),
     "time_step_min": Alive([0.001, 0.01], parameters_of_the_transition),
     "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
     "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
     "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+    "decay": Alive(["selective", "constant"]),
+    "time_step_bias": Alive(["head", "channel"]),
+    # S6.
+    "time_step_rank": Alive([1, 2, 3]),
+    "time_step_floor": Alive([0.0001, 0.05], parameters_of_the_transition),
+    "conv_activation": Alive(["silu", "relu"], beside={"conv_kernel": 3}),
+    # GLA.
+    "decay_rank": Alive([16, 2]),
+    "decay_temperature": Alive([16, 4.0]),
+    # Gated DeltaNet, and GLA too.
+    "allow_negative_eigenvalues": Alive([False, True]),
 }
 
 
@@ -221,12 +262,27 @@ def test_the_table_holds_no_field_that_is_gone():
     assert ALIVE.keys() == set().union(*map(fields_of, CONFIG_CLASSES.values()))
 
 
-@pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name in CONFIG_CLASSES for key in ALIVE if key in fields_of(CONFIG_CLASSES[name])]
-)
+def alive_in(name, key):
+    """Return the table's entry for a field; a head is as wide as the number of heads leaves it."""
+    if key == "num_hidden_layers" and name in NEEDED:
+        return Alive([1, 3], along=[{"mixers": ["ssd"] * 1}, {"mixers": ["ssd"] * 3}])
+    if key == "head_dim":
+        heads = small(name)["num_heads"]
+        return Alive([16 // heads, 32 // heads], along=[{"expand": 1}, {"expand": 2}])
+    return ALIVE[key]
+
+
+def choices():
+    """Return every architecture with every field in which it has a choice."""
+    for name, config_class in CONFIG_CLASSES.items():
+        for key in fields_of(config_class).keys() - config_class.fixed_fields.keys():
+            yield name, key
+
+
+@pytest.mark.parametrize(("name", "key"), sorted(choices()))
 @torch.no_grad()
 def test_every_field_is_alive(name, key):
-    alive, seen = ALIVE[key], []
+    alive, seen = alive_in(name, key), []
     for index, value in enumerate(alive.values):
         if value == "rope" and not CONFIG_CLASSES[name].uses_rope:
             continue
@@ -248,12 +304,12 @@ NONSENSE = [
     ({"num_heads": -4, "head_dim": -4}, ["num_heads=-4", "positive"]),
     ({"num_heads": 3}, ["num_heads=3", "does not divide", "16", "choose a divisor, or set head_dim"]),
     ({"num_attention_heads": 3}, ["num_heads=3", "does not divide"]),
-    ({"head_dim": 5}, ["head_dim=5", "20", "16", "leave head_dim out"]),
+    ({"head_dim": 5}, ["head_dim=5", "num_heads · head_dim", "16", "leave head_dim out"]),
     ({"head_dim": 0}, ["head_dim=0", "positive"]),
     ({"expand": 0}, ["expand=0", "positive"]),
     ({"expand": float("inf")}, ["expand=inf", "finite"]),
     ({"expand": float("nan")}, ["expand=nan", "finite"]),
-    ({"expand": 1.3}, ["num_heads=4", "20.8", "choose a divisor"]),
+    ({"expand": 1.3}, ["num_heads=", "20.8", "choose a divisor"]),
     ({"state_size": 0}, ["state_size=0", "positive"]),
     ({"conv_kernel": 1}, ["conv_kernel=1", "use 0 (none) or at least 2 taps"]),
     ({"conv_kernel": -1}, ["conv_kernel=-1", "at least 2 taps"]),
@@ -271,6 +327,10 @@ NONSENSE = [
     ({"dropout": 1.0}, ["dropout=1.0", "[0, 1)"]),
     ({"dropout": -0.1}, ["dropout=-0.1", "[0, 1)"]),
     ({"initializer_range": -0.02}, ["initializer_range=-0.02", "positive"]),
+    ({"embedding_scale": 0.0}, ["embedding_scale=0.0", "positive"]),
+    ({"embedding_scale": float("inf")}, ["embedding_scale=inf", "finite"]),
+    ({"logit_softcap": 0.0}, ["logit_softcap=0.0", "positive", "None for none"]),
+    ({"logit_softcap": float("nan")}, ["logit_softcap=nan", "None for none"]),
     ({"pad_token_id": VOCAB}, [f"pad_token_id={VOCAB}", f"0 to {VOCAB - 1}", "None"]),
     ({"pad_token_id": -1}, ["pad_token_id=-1", f"0 to {VOCAB - 1}"]),
     ({"bos_token_id": VOCAB}, [f"bos_token_id={VOCAB}", f"0 to {VOCAB - 1}"]),
@@ -282,6 +342,36 @@ NONSENSE_OF_SOME = [
     ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
     ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),
     ({"attention_dropout": 1.0}, ["attention_dropout=1.0", "[0, 1)"]),
+    ({"sliding_window": 1}, ["sliding_window=1", "at least 2", "None for all"]),
+    ({"sliding_window": -4}, ["sliding_window=-4", "at least 2"]),
+    ({"mixers": []}, ["mixers=[]", "name one architecture for each layer", "linear_attention"]),
+    ({"mixers": None}, ["mixers=None", "name one architecture for each layer"]),
+    ({"mixers": ["ssd", "sdd"]}, ["mixers='sdd'", "did you mean ssd?", "softmax_attention"]),
+    ({"mixers": ["ssd", "hybrid"]}, ["mixers='hybrid'", "unknown"]),
+    ({"mixers": ["ssd"], "num_hidden_layers": 3}, ["num_hidden_layers=3", "names 1 layers", "leave"]),
+    ({"mixer_options": {"sdd": {}}}, ["mixer_options='sdd'", "no layer", "did you mean ssd?"]),
+    ({"mixer_options": {"lstm": {}}}, ["mixer_options='lstm'", "no layer has this architecture"]),
+    (
+        {"mixer_options": {"ssd": {"n_grups": 2}}},
+        ["mixer_options['ssd']['n_grups']=2", "ssd has no such field", "did you mean n_groups?"],
+    ),
+    (
+        {"mixer_options": {"ssd": {"hidden_size": 8}}},
+        ["mixer_options['ssd']['hidden_size']=8", "all layers share it", "on HybridConfig itself"],
+    ),
+    ({"mixer_options": {"ssd": {"n_groups": 3}}}, ["ssd: n_groups=3", "must divide num_heads=4"]),
+    ({"mixers": ["ssd"] * 2, "position_embedding": "rope"}, ["position_embedding='rope'", "no layer", '"learned"']),
+    ({"order": 0}, ["order=0", "from 1 to 64"]),
+    ({"order": 10**9}, ["order=1000000000", "from 1 to 64"]),
+    (
+        {"state_size": 400, "order": 2},
+        ["state_size=400", "80601 features of order 2", "65536", "lower state_size or order."],
+    ),
+    (
+        {"state_size": 17, "order": 4, "merge_symmetric": False},
+        ["state_size=17", "88741 features of order 4", "set merge_symmetric=True"],
+    ),
+    ({"conv_channels": "qk"}, ["conv_channels='qk'", "conv_kernel=0", "set conv_kernel"]),
     ({"n_groups": 3}, ["n_groups=3", "must divide num_heads=4"]),
     ({"n_groups": 0}, ["n_groups=0", "must divide num_heads=4"]),
     ({"time_step_min": 0.0}, ["time_step_min=0.0", "positive"]),
@@ -290,9 +380,22 @@ NONSENSE_OF_SOME = [
     ({"time_step_limit": (2.0, 1.0)}, ["time_step_limit=[2.0, 1.0]", "the smaller first"]),
     ({"time_step_limit": (1.0,)}, ["time_step_limit=[1.0]", "two non-negative numbers"]),
     ({"time_step_limit": (-1.0, 1.0)}, ["time_step_limit=[-1.0, 1.0]", "two non-negative numbers"]),
+    ({"decay_rank": 0}, ["decay_rank=0", "positive"]),
+    ({"decay_temperature": 0.0}, ["decay_temperature=0.0", "positive"]),
+    ({"decay_temperature": float("inf")}, ["decay_temperature=inf", "finite"]),
+    ({"learn_exponent": True}, ["learn_exponent=True", "set reversed_sigmoid=True"]),
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
+    ({"a_init_range": (2.0, 1.0), "decay": "constant"}, ["a_init_range=[2.0, 1.0]", "two finite numbers"]),
+    (
+        {"time_step_bias": "channel", "decay": "constant"},
+        ["time_step_bias='channel'", 'decay="constant"', 'use "head"'],
+    ),
+    ({"time_step_rank": 0}, ["time_step_rank=0", "positive"]),
+    ({"time_step_floor": 0.2}, ["time_step_floor=0.2", "at most time_step_max=0.1"]),
+    ({"time_step_floor": 0.0}, ["time_step_floor=0.0", "positive"]),
+    ({"conv_activation": "sliu"}, ["conv_activation='sliu'", "unknown activation", "silu"]),
     ({"a_init_range": (1.0, float("nan"))}, ["a_init_range=[1.0, nan]", "finite"]),
 ]
 ROPE = {"position_embedding": "rope"}
@@ -338,6 +441,16 @@ def test_nonsense_in_fields_of_some_is_refused(name, changes, message):
     assert all(part in found for part in message), found
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, config_class in CONFIG_CLASSES.items() for key in config_class.fixed_fields]
+)
+def test_a_field_without_a_choice_is_refused_at_other_values(name, key):
+    only = CONFIG_CLASSES[name].fixed_fields[key]
+    assert getattr(CONFIG_CLASSES[name](), key) == only
+    found = refusal(name, **{key: 2 * only})
+    assert all(part in found for part in (f"{key}={2 * only}", name, f"no choice but {only}", "out")), found
+
+
 @every_architecture
 def test_nonsense_about_rotary_positions_is_refused(name):
     if not CONFIG_CLASSES[name].uses_rope:
@@ -370,6 +483,9 @@ def test_nonsense_about_rotary_positions_is_refused(name):
 )
 def test_wrong_types_and_options_are_refused(name, changes):
     key, value = next(iter(changes.items()))
+    if value is None and type(None) in get_args(fields_of(CONFIG_CLASSES[name])[key]):
+        assert getattr(make(name, **changes), key) is None
+        return
     with pytest.raises(StrictDataclassFieldValidationError) as error:
         make(name, **changes)
     assert key in str(error.value)
@@ -394,7 +510,8 @@ def other_values(name):
     """Return the last value of the table for every field that fits beside the others."""
     beside = MLP | {"position_embedding": "learned"}
     skipped = {"channel_mixer", "position_embedding", "rope_parameters", "head_dim", "expand", "num_heads", "n_groups"}
-    fields = fields_of(CONFIG_CLASSES[name])
+    skipped |= {"decay"}  # a bias per channel goes with one value only
+    fields = fields_of(CONFIG_CLASSES[name]).keys() - CONFIG_CLASSES[name].fixed_fields.keys()
     return {key: alive.values[-1] for key, alive in ALIVE.items() if key in fields and key not in skipped} | beside
 
 
@@ -425,8 +542,8 @@ def test_round_trip(name, tmp_path):
 
 @every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
-    config = make(name, expand=2)
-    assert (config.head_dim, config.inner_size, config.intermediate_size) == (8, 32, 64)
+    config = make(name, expand=2).layer_config(0)
+    assert (config.head_dim * config.num_heads, config.inner_size, config.intermediate_size) == (32, 32, 64)
     assert getattr(config, "num_key_value_heads", 4) == 4
 
 
@@ -456,6 +573,7 @@ def test_keywords_of_transformers(name):
     assert config.dtype in ("bfloat16", torch.bfloat16)
     assert make(name, num_labels=5).num_labels == 5
     assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
-    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=2)
-    assert aliased.num_heads == aliased.num_attention_heads == 2
+    heads = CONFIG_CLASSES[name].fixed_fields.get("num_heads", 2)
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads, **NEEDED.get(name, {}))
+    assert aliased.num_heads == aliased.num_attention_heads == heads
     assert "num_attention_heads" not in aliased.to_diff_dict()

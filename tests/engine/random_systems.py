@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dsf_models.system import DSFSystem, Identity, ScalarDecay
+from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
+from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, FactoredDecay, KeyDiagonal, multiply_pairs
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "factored", "dplr", "delta_rule", "delta_rule_at_B")
+"""Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
+CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
 Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
@@ -28,6 +33,7 @@ class Case:
     groups_C: int = 2
     states: int = 3
     width: int = 2
+    structure: str = "scalar"
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
@@ -36,10 +42,19 @@ class Case:
     D: int | None = None
     input_gain: int | None = None
     output_gain: int | None = None
+    log_normalizer: bool = False
     starts: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
     state: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and self.structure == "elementwise":
+            object.__setattr__(self, "states", 1)
+        if self.decay is not None and self.structure == "dplr":
+            # Pairs of states, and B and C that its kernel takes.
+            object.__setattr__(self, "states", self.states + self.states % 2)
+            object.__setattr__(self, "broadcasts", (*self.broadcasts, *CONSTANT_FACTORS))
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
@@ -59,18 +74,50 @@ class Case:
             "B": weights(*lead["B"], self.groups_B, self.states),
             "C": weights(*lead["C"], self.groups_C, self.states),
         }
+        if self.structure == "delta_rule_at_B":
+            tensors["B"] = F.normalize(tensors["B"], dim=-1)
         if self.decay is not None:
-            shape = (*lead["decay"], heads if self.decay_per_head else 1)
-            tensors["log_decay"] = _log_decays(self.decay, shape, generator)
+            tensors |= self._transition_tensors(lead["decay"], generator)
         if self.D is not None:
             tensors["D"] = normal(*(heads, width)[: self.D])
         if self.input_gain is not None:
             tensors["input_gain"] = weights(*lead["gain"], *(heads, width)[: self.input_gain - 2])
         if self.output_gain is not None:
             tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
+        if self.log_normalizer:
+            tensors["log_normalizer"] = normal(*lead["gain"], heads)
         if self.state:
             tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
         return {name: value.to(dtype) for name, value in tensors.items()}
+
+    def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the differentiable parameters of Λ; keys have norm 1, and β reaches both ends of its range."""
+        if self.structure == "elementwise":
+            decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
+            return {"decay": decay * self._sign(decay) if self.signed else decay}
+        if self.structure == "factored":
+            return self._factored_tensors(lead, generator)
+        if self.structure == "dplr":
+            return _dplr_tensors(self.decay, self.heads, self.states, generator)
+        if self.structure == "key_diagonal":
+            groups = self.heads if self.decay_per_head else self.groups_B
+            return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
+        shape = (*lead, self.heads if self.decay_per_head else 1)
+        tensors = {"log_decay": _log_decays(self.decay, shape, generator)}
+        if self.structure != "scalar":
+            share = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+            tensors["beta"] = share.clamp(0, 1) * (2 if self.signed else 1)
+        if self.structure == "delta_rule":
+            key = torch.randn(*lead, self.groups_C, self.states, generator=generator, dtype=torch.float64)
+            tensors["key"] = F.normalize(key, dim=-1)
+        return tensors
+
+    def _factored_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        heads, states, width = (self.heads, self.states, self.width) if self.decay_per_head else (1, 1, 1)
+        # The gradient of a rate is Δ times something: Δ must be finite. exp(-5000) is 0 in every precision.
+        delta = -_log_decays(self.decay, (*lead, heads, width), generator).clamp(-1e4, 0)
+        rate = torch.rand(self.heads, states, width, generator=generator, dtype=torch.float64) + 0.5
+        return {"delta": delta, "rate": rate}
 
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
@@ -78,20 +125,32 @@ class Case:
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        transition = Identity()
-        if self.decay is not None:
-            transition = ScalarDecay(tensors["log_decay"], self._sign(tensors["log_decay"]) if self.signed else None)
-        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
+        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain", "log_normalizer")}
         return DSFSystem(
             u=tensors["u"],
             B=tensors["B"],
             C=tensors["C"],
-            transition=transition,
+            transition=self._transition(tensors),
             normalized=self.normalized,
             starts=self._starts(),
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
             **optional,
         )
+
+    def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
+        if self.decay is None:
+            return Identity()
+        if self.structure == "elementwise":
+            return ElementwiseDecay(tensors["decay"])
+        if self.structure == "factored":
+            return FactoredDecay(tensors["delta"], tensors["rate"])
+        if self.structure == "dplr":
+            return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
+        log_decay = tensors["log_decay"]
+        if self.structure.startswith("delta_rule"):
+            return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
+        kind = {"scalar": ScalarDecay, "key_diagonal": KeyDiagonal}[self.structure]
+        return kind(log_decay, self._sign(log_decay) if self.signed else None)
 
     def _sign(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -107,9 +166,9 @@ class Case:
         return starts
 
 
-def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    even = (torch.arange(shape[1]) % 2 == 0)[None, :, None]
+    even = (torch.arange(shape[1]) % 2 == 0).view(1, -1, *[1] * (len(shape) - 2))
     benign = -1.5 * uniform - 0.01
     return {
         "benign": benign,
@@ -120,6 +179,22 @@ def _log_decays(kind: str, shape: tuple[int, int, int], generator: torch.Generat
         "all_zero": torch.where(uniform < 0.5, -1e4, -math.inf),
         "growing": 0.1 * uniform,
     }[kind]
+
+
+def _dplr_tensors(kind: str, heads: int, states: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw ρ of any angle with the decays' radii, and the rank-one term that keeps Λ a contraction where |ρ| <= 1.
+
+    For any q it is w = 2 e q / (1 + q^T e q) and g = ē q with e = (1 + ρ) / 2, as the bilinear rule has it.
+    """
+    radius = _log_decays(kind, (heads, states // 2, 1), generator).exp()
+    angle = 2 * math.pi * torch.rand(radius.shape, generator=generator, dtype=torch.float64)
+    diagonal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    resolvent = (diagonal + torch.tensor([1.0, 0.0])) / 2
+    q = 0.5 * torch.randn(diagonal.shape, generator=generator, dtype=torch.float64)
+    moved = multiply_pairs(resolvent, q)
+    left = 2 * moved / (1 + (q * moved).sum((1, 2), keepdim=True))
+    right = multiply_pairs(resolvent * torch.tensor([1.0, -1.0]), q)
+    return {"diagonal": diagonal, "left": left.flatten(1), "right": right.flatten(1)}
 
 
 def outcome(case: Case, tensors: Mapping[str, Tensor], evaluation: Evaluation) -> dict[str, Tensor]:
@@ -188,5 +263,8 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
+        # Channels that each have their own λ share no normaliser; DPLR and the delta rule take weights of either sign.
+        structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
+        log_normalizer=not normalized and draw.random() < 0.3,
     )
     return replace(case, **fixed)

@@ -37,7 +37,14 @@ def test_any_cut_is_one_pass(seed, plan):
     assert_outcomes_match(outcome(case, tensors, in_segments(plan)), reference, 1e-10, floor)
 
 
-@pytest.mark.parametrize("kind", [{"D": 1, "input_gain": 3, "signed": True}, {"decay": None, "normalized": True}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"D": 1, "input_gain": 3, "signed": True},
+        {"structure": "elementwise", "signed": True},
+        {"decay": None, "normalized": True},
+    ],
+)
 def test_decoding_token_by_token_is_one_pass(kind):
     case = Case(**kind)
     tensors = case.tensors()
@@ -93,7 +100,9 @@ def test_a_document_start_forgets_everything_before_it(mode):
     torch.testing.assert_close(state, last, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", [{"signed": True}, {"decay": None}, {"decay": None, "normalized": True}])
+@pytest.mark.parametrize(
+    "kind", [{"signed": True}, {"structure": "elementwise"}, {"decay": None}, {"decay": None, "normalized": True}]
+)
 def test_a_state_given_away_is_overwritten_with_the_same_result(kind):
     case = Case(length=3, D=1, input_gain=3, **kind)
     tensors = case.tensors()

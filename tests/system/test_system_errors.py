@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dsf_models.system import DSFSystem, DSFSystemError, Identity, ScalarDecay
+from dsf_models.transitions import ElementwiseDecay, FactoredDecay
 
 BATCH, LENGTH, HEADS, WIDTH, GROUPS, STATES = 2, 5, 4, 3, 2, 6
 
@@ -48,6 +49,15 @@ def test_the_systems_below_differ_from_one_that_fits():
             {"normalized": True, "input_gain": torch.zeros(2, 5, 4, 3)},
             ["input_gain has shape (2, 5, 4, 3)", "one normaliser a head", "(2|1, 5|1, 4)", "multiply it into u"],
         ),
+        ({"log_normalizer": torch.zeros(2, 5, 2)}, ["log_normalizer has shape (2, 5, 2)", "(2, 5, 4)"]),
+        (
+            {"log_normalizer": torch.zeros(2, 5, 4, 3)},
+            ["log_normalizer has shape (2, 5, 4, 3)", "one normaliser a head"],
+        ),
+        (
+            {"log_normalizer": torch.zeros(2, 5, 4), "normalized": True},
+            ["log_normalizer has shape (2, 5, 4) and normalized is True", "one normaliser a head"],
+        ),
         ({"starts": torch.zeros(2, 4, dtype=torch.bool)}, ["starts", "(2, 4)", "booleans (2, 5)"]),
         ({"starts": torch.zeros(2, 5)}, ["starts is torch.float32", "booleans (2, 5)"]),
         ({"lengths": torch.zeros(5, dtype=torch.int64)}, ["lengths", "(5,)", "integers (2,)"]),
@@ -55,6 +65,22 @@ def test_the_systems_below_differ_from_one_that_fits():
         ({"transition": ScalarDecay(torch.zeros(2, 5))}, ["log_decay has shape (2, 5)", "(2|1, 5|1, 4|1)"]),
         ({"transition": ScalarDecay(torch.zeros(2, 5, 2))}, ["log_decay has shape (2, 5, 2)", "step and head"]),
         ({"transition": ScalarDecay(torch.zeros(2, 3, 4))}, ["log_decay has shape (2, 3, 4)", "broadcast"]),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4), torch.ones(4, 6, 3))},
+            ["delta has shape (2, 5, 4)", "(b, t, h, p) = (2|1, 5|1, 4|1, 3|1)"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 2), torch.ones(4, 6, 3))},
+            ["delta has shape (2, 5, 4, 2)", "3|1"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 3), torch.ones(4, 3, 6))},
+            ["rate has shape (4, 3, 6)", "(h, n, p) = (4|1, 6|1, 3|1)"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 3), torch.ones(4, 6, 3)), "normalized": True},
+            ["normalized is True", "'factored'", "leave normalized out"],
+        ),
         (
             {"transition": ScalarDecay(torch.zeros(2, 5, 4), torch.ones(1, 1, 4))},
             ["sign has shape (1, 1, 4)", "log_decay's (2, 5, 4)"],
@@ -66,6 +92,40 @@ def test_errors_name_the_field_its_value_and_the_remedy(change, message):
         build(**change)
     for part in message:
         assert part in str(error.value)
+
+
+PER_CHANNEL = {
+    "B": torch.zeros(1, 1, 1, 1),
+    "C": torch.zeros(1, 1, 1, 1),
+    "transition": ElementwiseDecay(torch.zeros(2, 5, 4, 3)),
+}
+TWO_STATES = {"B": torch.zeros(1, 1, 1, 2), "C": torch.zeros(1, 1, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transition": ElementwiseDecay(torch.zeros(2, 5, 4))}, ["decay has shape (2, 5, 4)", "(2|1, 5|1, 4, 3)"]),
+        (
+            {"transition": ElementwiseDecay(torch.zeros(2, 5, 1, 3))},
+            ["decay has shape (2, 5, 1, 3)", "one λ"],
+        ),
+        ({"transition": ElementwiseDecay(torch.zeros(2, 3, 4, 3))}, ["decay has shape (2, 3, 4, 3)", "broadcast"]),
+        (
+            {"B": torch.zeros(1, 1, 1, 2), "C": torch.zeros(1, 1, 1, 2)},
+            ["B has 2 states", "'elementwise'", "of width 1"],
+        ),
+        ({"normalized": True}, ["normalized is True", "'elementwise'", "leave normalized out"]),
+    ],
+)
+def test_errors_of_decays_per_channel(change, message):
+    assert build(**PER_CHANNEL).state_size == HEADS * WIDTH
+    with pytest.raises(DSFSystemError) as error:
+        build(**PER_CHANNEL | change)
+    for part in message:
+        assert part in str(error.value)
+    with pytest.raises(DSFSystemError, match="rescale by a scalar per head is not written for Λ of structure 'element"):
+        build(**PER_CHANNEL).rescale(torch.ones(BATCH, LENGTH + 1, HEADS))
 
 
 def test_the_error_is_a_value_error():

@@ -51,6 +51,13 @@ class TokenLayout:
         index = self.order[..., None].expand(-1, -1, x.shape[-1])
         return torch.zeros_like(x).scatter(1, index, x.masked_fill(~real[..., None], 0.0))
 
+    def first_tokens(self) -> Tensor:
+        """Return (b or 1, t) True at each document's first token, in gathered order; positions must be known."""
+        first = self.position_ids == 0
+        if self.order is not None:
+            first = first.expand(self.order.shape).gather(1, self.order)
+        return first if self.starts is None else first | self.starts
+
     def document_offsets(self) -> Tensor:
         """Return where documents start with all rows laid end to end, and where the last one ends: (documents + 1,)."""
         starts = F.pad(self.documents[:, 1:] != self.documents[:, :-1], (1, 0), value=True).flatten()

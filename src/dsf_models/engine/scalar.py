@@ -17,13 +17,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import LOG_ZERO, Identity, ScalarDecay, expand_groups
+from .chunks import cut_chunks, decay_products
+from .cost import Flops
 
-__all__ = ["DEFAULT_CHUNK", "evaluate_chunked"]
+__all__ = ["DEFAULT_CHUNK", "chunked_flops", "evaluate_chunked"]
 
 DEFAULT_CHUNK = 64
 """Chunk length c: the cost a step is c·(n + p) inside chunks plus 2·n·p between them."""
@@ -42,9 +43,9 @@ def evaluate_chunked(system: DSFSystem, state: Tensor, chunk_size: int = DEFAULT
     """
     length = system.length
     chunk = min(chunk_size, length)
-    B, C = (_chunks(factor, chunk) for factor in _factors(system))
+    B, C = (cut_chunks(factor, chunk) for factor in _factors(system))
     groups = B.shape[3]
-    V = _chunks(system.drive(), chunk).unflatten(3, (groups, -1))
+    V = cut_chunks(system.drive(), chunk).unflatten(3, (groups, -1))
     state = state.unflatten(1, (groups, -1)).transpose(2, 3)
     transition = system.effective_transition()
     if isinstance(transition, Identity):
@@ -52,6 +53,23 @@ def evaluate_chunked(system: DSFSystem, state: Tensor, chunk_size: int = DEFAULT
     else:
         raw, state = _scan_scalar(V, B, C, *_chunk_decays(transition, system, chunk, groups), state)
     return system.read(raw.flatten(3, 4).flatten(1, 2)[:, :length]), state.transpose(2, 3).flatten(1, 2)
+
+
+def chunked_flops(system: DSFSystem, length: int, chunk_size: int = DEFAULT_CHUNK) -> Flops:
+    """Return what `evaluate_chunked` costs for one sequence of `length` steps and a system of these sizes.
+
+    C B^T is made once a group and the rest once a head; squares are counted whole, as they are computed.
+    """
+    _, num_heads, n, p = system.state_shape
+    groups = system.B.shape[2] if system.B.shape[2] == system.C.shape[2] else num_heads
+    chunk = min(chunk_size, length)
+    chunks = math.ceil(length / chunk)
+    square, state = chunk * chunk, num_heads * n * p
+    matmul = 2 * (groups * square * n + num_heads * square * p + 2 * chunk * state)
+    if isinstance(system.transition, Identity):
+        return Flops(matmul, groups * square + state + num_heads * chunk * p) * chunks
+    # exp(s_i - s_j) and its product with C B^T; the decays of V and of C S; the state's own decay.
+    return Flops(matmul, 3 * num_heads * square + 3 * num_heads * chunk * p + 2 * state) * chunks
 
 
 def _factors(system: DSFSystem) -> tuple[Tensor, Tensor]:
@@ -62,20 +80,12 @@ def _factors(system: DSFSystem) -> tuple[Tensor, Tensor]:
     return expand_groups(B, system.num_heads), expand_groups(C, system.num_heads)
 
 
-def _chunks(x: Tensor, chunk: int, fill: float = 0.0) -> Tensor:
-    """Cut time into chunks, the last one filled up (log λ = 0, no input): (b, t, …) -> (b, k, c, …)."""
-    missing = -x.shape[1] % chunk
-    if missing:
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing), value=fill)
-    return x.unflatten(1, (-1, chunk))
-
-
 def _chunk_decays(transition: ScalarDecay, system: DSFSystem, chunk: int, groups: int) -> tuple[Tensor, Tensor | None]:
     """Return log λ (float64) and its sign at the steps of each chunk: (b|1, k, g, r, c)."""
     shape = (transition.log_decay.shape[0], system.length, system.num_heads)
 
     def by_group(x: Tensor, fill: float) -> Tensor:
-        return _chunks(x.expand(shape), chunk, fill).transpose(2, 3).unflatten(2, (groups, -1))
+        return cut_chunks(x.expand(shape), chunk, fill).transpose(2, 3).unflatten(2, (groups, -1))
 
     sign = transition.sign
     log_decay = by_group(transition.log_decay.double().clamp(min=LOG_ZERO), 0.0)
@@ -96,41 +106,13 @@ def _scan_scalar(
 ) -> tuple[Tensor, Tensor]:
     """Evaluate all chunks at once with scalar decays; V (b, k, c, g, r, p) -> Y of its shape, and the last state."""
     B_bkgnc, C_bkgcn = B.permute(0, 1, 3, 4, 2), C.transpose(2, 3)
-    between, from_start, to_end = _products(log_decay, sign, V.dtype)
+    between, from_start, to_end = decay_products(log_decay, sign, V.dtype)
     decayed = V * to_end.movedim(-1, 2)[..., None]
     before, last = _carry(B_bkgnc @ decayed.flatten(4).transpose(2, 3), from_start[..., -1], state)
     weights = (C_bkgcn @ B_bkgnc)[:, :, :, None] * between
     intra = (weights @ V.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
     inter = (C_bkgcn @ before).transpose(2, 3).unflatten(4, V.shape[4:])
     return torch.addcmul(intra, inter, from_start.movedim(-1, 2)[..., None]), last
-
-
-def _products(log_decay: Tensor, sign: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the products of λ between the steps of a chunk, from its start, and to its end.
-
-    What is 1 by definition, L_ii and the decay behind the last step, is kept from being a difference s_i - s_i: its
-    gradient would be rounding, and drown that of a λ near 0.
-
-    Args:
-        log_decay: log |λ|, (…, c), in float64.
-        sign: signs of λ, (…, c), or None.
-        dtype: dtype of the products.
-
-    Returns:
-        λ_i … λ_{j+1} in row i and column j <= i, 0 above (…, c, c); λ_i … λ_0 (…, c); λ_{c-1} … λ_{j+1} (…, c).
-    """
-    size = log_decay.shape[-1]
-    running = log_decay.cumsum(-1)
-    remaining = F.pad(log_decay[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
-    below = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).tril(-1)
-    rest = torch.full((size, size), -math.inf, dtype=dtype, device=log_decay.device).triu(1)
-    # A sum with -s, not a difference: the backward pass then negates (…, c) instead of (…, c, c).
-    between = torch.where(below, (running[..., :, None] + (-running)[..., None, :]).to(dtype), rest).exp()
-    from_start, to_end = running.exp().to(dtype), remaining.exp().to(dtype)
-    if sign is None:
-        return between, from_start, to_end
-    sign = sign.cumprod(-1)
-    return between * sign[..., :, None] * sign[..., None, :], from_start * sign, to_end * sign * sign[..., -1:]
 
 
 def _carry(local: Tensor, total: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:

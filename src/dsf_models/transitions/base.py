@@ -4,17 +4,21 @@ Letters: b batch, t time, h heads, g groups, n states per channel, p head width;
 share Λ, else p.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Record = TypeVar("Record")
 
 LOG_ZERO = -1e4
 """Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
+LOG2_E = math.log2(math.e)
+"""exp(x) = 2^(x · LOG2_E): on CPUs torch computes powers of two several times faster than exp, and as exactly."""
 
 
 class DSFSystemError(ValueError):
@@ -67,6 +71,12 @@ class Transition(ABC):
 
     name: ClassVar[str]
     """Name of the structure, for messages and tables."""
+    flops_per_entry: ClassVar[int] = 1
+    """Elementwise operations by which one step of Λ moves one entry of the state."""
+    matmul_flops_per_entry: ClassVar[int] = 0
+    """Operations of matrix products beside them."""
+    per_channel: ClassVar[bool] = False
+    """Whether the channels of a head have each their own Λ, so that no normaliser can be shared by them."""
 
     @abstractmethod
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
@@ -106,3 +116,25 @@ class Transition(ABC):
     def to(self, dtype: torch.dtype) -> Self:
         """Return the structure with its floating-point tensors in `dtype`."""
         return map_floats(self, dtype)
+
+
+def scores_by_recursion(transition: Transition, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
+    """Return c_i^T Λ_i … Λ_{j+1} b_j for j <= i by running the recurrence once, its channels the b_j met so far.
+
+    It takes O(t²) steps' work a head, for any Λ that acts on the channels of a head alike.
+
+    Args:
+        transition: the structure, in any dtype; products are taken in float64.
+        B_bthn: input factors of every head.
+        C_bthn: output factors of every head.
+
+    Returns:
+        (b, h, 1, t, t), zero above the diagonal, in B's dtype.
+    """
+    transition, length = transition.to(torch.float64), B_bthn.shape[1]
+    columns, rows = B_bthn.double()[..., None].unbind(1), C_bthn.double()[..., None, :].unbind(1)
+    carried, scores = torch.zeros_like(columns[0][..., :0]), []
+    for time in range(length):
+        carried = torch.cat([transition.step(carried, time), columns[time]], dim=-1)
+        scores.append(F.pad((rows[time] @ carried).squeeze(-2), (0, length - 1 - time)))
+    return torch.stack(scores, dim=-2)[:, :, None].to(B_bthn.dtype)
