@@ -74,6 +74,8 @@ class DSFMixer(nn.Module):
     """Whether a long sequence may be mixed in segments: not where outputs depend on later tokens."""
     norm_before_gate: ClassVar[bool] = False
     """Whether the output norm comes before the gate."""
+    time_invariant: ClassVar[bool] = False
+    """Whether Λ, B and C are the same at every step, whatever the input."""
     uses_positions: ClassVar[bool] = False
     """Whether the mixer needs the layout's positions, so that the model counts them where they are not given."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
