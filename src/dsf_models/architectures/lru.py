@@ -191,6 +191,6 @@ register_architecture(
         input_matrix="constant and dense: diag(exp(γ)) B, complex",
         output_matrix="constant and dense: Re(C ·)",
         feed_through="diag(D), learned",
-        state_size="2n",
+        state_size="2·n",
     )
 )

@@ -60,6 +60,7 @@ class TimeInvariantMixer(DSFMixer):
     def __init__(self, config: TimeInvariantConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.bidirectional, self.window = config.bidirectional, config.window
+        self.streams = not config.bidirectional
 
     def reverse(self, system: DSFSystem) -> DSFSystem:
         """Return the system of the pass from the end: the same Λ and B at the same inputs, its own C', no D."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Record = TypeVar("Record")
 
-LOG_ZERO = -1e4
+LOG_ZERO = -1e3
 """Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
 LOG2_E = math.log2(math.e)
 """exp(x) = 2^(x · LOG2_E): on CPUs torch computes powers of two several times faster than exp, and as exactly."""
