@@ -24,6 +24,7 @@ from ..transitions import (
     ScalarDecay,
     Transition,
 )
+from .backends import BackendChoice, accelerator, choose_backend, run, set_backend, use_backend
 from .convolution import causal_convolution
 from .delta_rule import evaluate_delta_rule
 from .elementwise import evaluate_elementwise
@@ -33,7 +34,18 @@ from .reference import evaluate_sequential
 from .scalar import evaluate_chunked
 from .step import evaluate_recurrent
 
-__all__ = ["MODES", "causal_convolution", "compute_dtype", "evaluate", "evaluate_sequential", "initial_state"]
+__all__ = [
+    "MODES",
+    "BackendChoice",
+    "causal_convolution",
+    "choose_backend",
+    "compute_dtype",
+    "evaluate",
+    "evaluate_sequential",
+    "initial_state",
+    "set_backend",
+    "use_backend",
+]
 
 MODES = ("recurrent", "chunked", "matrix")
 
@@ -63,6 +75,7 @@ def evaluate(
     state: Tensor | None = None,
     chunk_size: int | None = None,
     overwrite_state: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate a DSF system.
 
@@ -75,23 +88,31 @@ def evaluate(
         chunk_size: chunk length of the chunked mode; default the kernel's own.
         overwrite_state: whether the new state may take the given one's memory (decoding does; never where gradients
             flow).
+        backend: "auto", "torch", "fla" or "mamba_ssm"; default what `set_backend` or `use_backend` chose, "auto" at the
+            start. `choose_backend` says what runs and why.
 
     Returns:
         y (b, t, h, p) in u's dtype, and the state at each row's last real token, at least float32. Gradients flow
         through both and through the initial state.
 
     Raises:
-        DSFSystemError: unknown mode, a chunk size below 1, or a state of the wrong shape.
+        DSFSystemError: unknown mode or backend, a backend that cannot evaluate the system, a chunk size below 1 or one
+            for a backend that has its own, or a state of the wrong shape.
     """
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
     if mode not in MODES:
         raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
     if chunk_size is not None and chunk_size < 1:
         raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
+    device_type = system.u.device.type
+    accelerated = accelerator(system, mode, backend, device_type, chunk_size)
+    if accelerated is not None:
+        with _full_precision(device_type):
+            return run(accelerated, system, _checked_state(system, state, compute_dtype(system.u.dtype)), mode)
     # A float32 system is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
     work = system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
-    state = _checked_state(work, state)
-    with _full_precision(system.u.device.type):
+    state = _checked_state(work, state, work.u.dtype)
+    with _full_precision(device_type):
         if mode == "recurrent":
             y, state = evaluate_recurrent(work, state, overwrite_state and not torch.is_grad_enabled())
         elif mode == "matrix":
@@ -112,14 +133,14 @@ def _chunked_kernel(transition: Transition) -> Callable[..., tuple[Tensor, Tenso
     return kernel
 
 
-def _checked_state(system: DSFSystem, state: Tensor | None) -> Tensor:
+def _checked_state(system: DSFSystem, state: Tensor | None, dtype: torch.dtype) -> Tensor:
     if state is None:
         return initial_state(system)
     if tuple(state.shape) != system.state_shape:
         raise DSFSystemError(
             f"state has shape {tuple(state.shape)}; give {system.state_shape}: (b, h, n, p), p + 1 with a normaliser."
         )
-    return state.to(system.u.dtype)
+    return state.to(dtype)
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
