@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
-from dsf_models.transitions import DeltaRule, ElementwiseDecay, KeyDiagonal
+from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, KeyDiagonal, multiply_pairs
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
-STRUCTURES = ("scalar", "key_diagonal", "elementwise", "delta_rule", "delta_rule_at_B")
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "dplr", "delta_rule", "delta_rule_at_B")
 """Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
+CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
 Evaluation = Callable[[DSFSystem, Tensor | None], tuple[Tensor, Tensor]]
@@ -49,6 +50,10 @@ class Case:
     def __post_init__(self) -> None:
         if self.decay is not None and self.structure == "elementwise":
             object.__setattr__(self, "states", 1)
+        if self.decay is not None and self.structure == "dplr":
+            # Pairs of states, and B and C that its kernel takes.
+            object.__setattr__(self, "states", self.states + self.states % 2)
+            object.__setattr__(self, "broadcasts", (*self.broadcasts, *CONSTANT_FACTORS))
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Draw the differentiable inputs, rounded to `dtype`; with a normaliser all of its weights are positive."""
@@ -87,6 +92,8 @@ class Case:
         if self.structure == "elementwise":
             decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
             return {"decay": decay * self._sign(decay) if self.signed else decay}
+        if self.structure == "dplr":
+            return _dplr_tensors(self.decay, self.heads, self.states, generator)
         if self.structure == "key_diagonal":
             groups = self.heads if self.decay_per_head else self.groups_B
             return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
@@ -123,6 +130,8 @@ class Case:
             return Identity()
         if self.structure == "elementwise":
             return ElementwiseDecay(tensors["decay"])
+        if self.structure == "dplr":
+            return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
         log_decay = tensors["log_decay"]
         if self.structure.startswith("delta_rule"):
             return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
@@ -156,6 +165,22 @@ def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -
         "all_zero": torch.where(uniform < 0.5, -1e4, -math.inf),
         "growing": 0.1 * uniform,
     }[kind]
+
+
+def _dplr_tensors(kind: str, heads: int, states: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw ρ of any angle with the decays' radii, and the rank-one term that keeps Λ a contraction where |ρ| <= 1.
+
+    For any q it is w = 2 e q / (1 + q^T e q) and g = ē q with e = (1 + ρ) / 2, as the bilinear rule has it.
+    """
+    radius = _log_decays(kind, (heads, states // 2, 1), generator).exp()
+    angle = 2 * math.pi * torch.rand(radius.shape, generator=generator, dtype=torch.float64)
+    diagonal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    resolvent = (diagonal + torch.tensor([1.0, 0.0])) / 2
+    q = 0.5 * torch.randn(diagonal.shape, generator=generator, dtype=torch.float64)
+    moved = multiply_pairs(resolvent, q)
+    left = 2 * moved / (1 + (q * moved).sum((1, 2), keepdim=True))
+    right = multiply_pairs(resolvent * torch.tensor([1.0, -1.0]), q)
+    return {"diagonal": diagonal, "left": left.flatten(1), "right": right.flatten(1)}
 
 
 def outcome(case: Case, tensors: Mapping[str, Tensor], evaluation: Evaluation) -> dict[str, Tensor]:
@@ -224,7 +249,7 @@ def random_case(seed: int, **fixed: object) -> Case:
         lengths=draw.choice([None, tuple(draw.choice([0, draw.randint(0, length), length]) for _ in range(batch))]),
         state=draw.random() < 0.6,
         seed=seed,
-        # Channels that each have their own λ share no normaliser, and the delta rule has weights of either sign.
+        # Channels that each have their own λ share no normaliser; DPLR and the delta rule take weights of either sign.
         structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
     )
     return replace(case, **fixed)

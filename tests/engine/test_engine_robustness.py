@@ -16,6 +16,8 @@ KINDS = {
     "key_diagonal": Case(structure="key_diagonal", signed=True, groups_C=4, starts=(3,), lengths=(11, 6)),
     "delta_rule": Case(structure="delta_rule", D=1, input_gain=3, starts=(3,), lengths=(11, 6)),
     "delta_rule_at_B": Case(structure="delta_rule_at_B", signed=True, input_gain=4),
+    "dplr": Case(structure="dplr", D=1, output_gain=4),
+    "dplr, documents and pads": Case(structure="dplr", starts=(0, 3), lengths=(11, 6)),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
 }
 kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())

@@ -1,11 +1,12 @@
 """One file per architecture. Importing this package registers them all."""
 
-from . import gated_deltanet, gla, linear_attention, qlstm, rg_lru, softmax_attention, ssd
+from . import gated_deltanet, gla, linear_attention, qlstm, rg_lru, s4, softmax_attention, ssd
 from .gated_deltanet import *  # noqa: F403
 from .gla import *  # noqa: F403
 from .linear_attention import *  # noqa: F403
 from .qlstm import *  # noqa: F403
 from .rg_lru import *  # noqa: F403
+from .s4 import *  # noqa: F403
 from .softmax_attention import *  # noqa: F403
 from .ssd import *  # noqa: F403
 
@@ -15,6 +16,7 @@ __all__ = [
     *linear_attention.__all__,
     *qlstm.__all__,
     *rg_lru.__all__,
+    *s4.__all__,
     *softmax_attention.__all__,
     *ssd.__all__,
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import (
+    DPLR,
     DeltaRule,
     DSFSystemError,
     ElementwiseDecay,
@@ -27,6 +28,7 @@ from ..transitions import (
 from .backends import BackendChoice, accelerator, choose_backend, run, set_backend, use_backend
 from .convolution import causal_convolution
 from .delta_rule import evaluate_delta_rule
+from .dplr import evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
@@ -55,6 +57,7 @@ CHUNKED_KERNELS = {
     ElementwiseDecay: evaluate_elementwise,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
+    DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
 

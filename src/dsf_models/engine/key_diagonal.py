@@ -6,12 +6,13 @@ a row i of the right block and a column j of the left one meet at the border bet
     W_ij = (c_i * λ_i … λ_first)^T (b_j * λ_last … λ_{j+1})        last, first: the steps beside the border
 
 so every factor is a product of the decays that W_ij holds, never a quotient: exact for any decay, 0 included, where
-the factored form c exp(s), b exp(-s) overflows. Both factors grow along by the decay of the neighbouring block, whose
-log is a sum of the block's own logs. When the chunk is one block, they are what carries states in and out:
+the factored form c exp(s), b exp(-s) overflows. From pair to pair both factors take in the decay of the neighbouring
+block, whose log is the sum of that block's own: no sum is ever subtracted from another, so it needs no wider type. When
+the chunk is one block, the factors, C~ and B~, are what carries states in and out:
 
     Y = W V + C~ S        S' = (λ_{c-1} … λ_0) * S + B~^T V
 
-Letters: b batch, k chunks, c chunk length, h heads, n states, p head width, m pairs of blocks, l length of a block.
+Letters: b batch, k chunks, c chunk length, h heads, n states, p head width.
 
 Source: the chunked form of gated linear attention, Yang et al. 2023 (arXiv 2312.06635), here without its secondary
 chunks.
@@ -49,7 +50,7 @@ def evaluate_key_diagonal(system: DSFSystem, state: Tensor, chunk_size: int = DE
     sign = None if transition.sign is None else head_chunks(transition.sign.to(dtype), system, chunk, fill=1.0)
     V = cut_chunks(system.drive(), chunk).transpose(2, 3)
     weights, decayed_B, decayed_C, total = _join_blocks(B, C, log_decay, sign)
-    before, last = _carry(decayed_B.transpose(-1, -2) @ V, total, state)
+    before, last = _carry(decayed_B.mT @ V, total, state)
     raw = weights @ V + decayed_C @ before
     return system.read(raw.transpose(2, 3).flatten(1, 2)[:, :length]), last
 
@@ -74,7 +75,7 @@ def _join_blocks(B: Tensor, C: Tensor, log_decay: Tensor, sign: Tensor | None) -
         Weights W (b, k, h, c, c); b_j λ_{c-1} … λ_{j+1} and c_i λ_i … λ_0, (b, k, h, c, n); λ_{c-1} … λ_0, (b, k,
         h, n, 1).
     """
-    rows, columns, weights = C, B, (C * B).sum(-1)[..., None, None]
+    weights = (C * B).sum(-1)[..., None, None]
     log_decay, rows, columns = (x.unsqueeze(-2) for x in (log_decay, C, B))
     sign = None if sign is None else sign.unsqueeze(-2)
     decay = _decay(log_decay, sign)
@@ -82,7 +83,7 @@ def _join_blocks(B: Tensor, C: Tensor, log_decay: Tensor, sign: Tensor | None) -
     while rows.shape[-3] > 1:
         pairs = (rows.shape[-3] // 2, 2)
         rows, columns, decay, weights = (x.unflatten(-3, pairs) for x in (rows, columns, decay, weights))
-        across = rows[..., 1, :, :] @ columns[..., 0, :, :].transpose(-1, -2)
+        across = rows[..., 1, :, :] @ columns[..., 0, :, :].mT
         left, right = weights.unbind(-3)
         upper, lower = torch.cat([left, torch.zeros_like(left)], -1), torch.cat([across, right], -1)
         weights = torch.cat([upper, lower], -2)
@@ -92,7 +93,7 @@ def _join_blocks(B: Tensor, C: Tensor, log_decay: Tensor, sign: Tensor | None) -
         log_decay = log_decay.unflatten(-3, pairs).sum(-3)
         sign = None if sign is None else sign.unflatten(-3, pairs).prod(-3)
         decay = _decay(log_decay, sign)
-    return weights.squeeze(-3), columns.squeeze(-3), rows.squeeze(-3), decay.squeeze(-3).transpose(-1, -2)
+    return weights.squeeze(-3), columns.squeeze(-3), rows.squeeze(-3), decay.squeeze(-3).mT
 
 
 def _decay(log_decay: Tensor, sign: Tensor | None) -> Tensor:

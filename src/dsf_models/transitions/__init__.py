@@ -12,23 +12,32 @@ from .base import (
     nonzero,
 )
 from .delta_rule import DeltaRule
+from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
+from .hippo import hippo_legs, hippo_legs_modes
+from .interrupted import Interrupted
 from .key_diagonal import KeyDiagonal
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
+    "DPLR",
     "LOG_ZERO",
     "DSFSystemError",
     "DeltaRule",
     "ElementwiseDecay",
     "Identity",
+    "Interrupted",
     "KeyDiagonal",
     "ScalarDecay",
     "Transition",
     "beyond",
+    "bilinear_dplr",
     "broadcasts",
     "causal_mask",
     "expand_groups",
+    "hippo_legs",
+    "hippo_legs_modes",
     "map_floats",
+    "multiply_pairs",
     "nonzero",
 ]
