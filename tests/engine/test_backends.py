@@ -54,3 +54,256 @@ def assert_translation_matches(case, backend, mode, tolerance=SINGLE, floor=0.0)
     expected = outcome(case, {name: value.double() for name, value in tensors.items()}, reference)
     with torch.set_grad_enabled(True):
         assert_outcomes_match(outcome(case, tensors, by(backend, mode)), expected, tolerance, floor)
+
+
+# ---- fla-core --------------------------------------------------------------------------------------------------------
+
+
+def delta_rule_as_drawn(case):
+    """Return the case with a delta rule, where it draws one, that an operation can take."""
+    if case.decay is not None and case.structure not in FLA_STRUCTURES:
+        return replace(case, structure="delta_rule_at_B", decay_per_head=True)
+    return case if case.structure != "delta_rule_at_B" else replace(case, decay_per_head=True)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_system_in_terms_of_fla(called, seed):
+    case = delta_rule_as_drawn(random_case(seed))
+    floor = evaluate(case.system(case.tensors()), backend="torch")[0].norm().item() if case.normalized else 0.0
+    for mode in MODES if case.structure != "delta_rule_at_B" or case.decay is None else ["chunked"]:
+        assert_translation_matches(case, "fla", mode, floor=floor)
+    assert called
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("structure", FLA_STRUCTURES)
+def test_documents_pads_and_signs_in_terms_of_fla(called, structure, decay):
+    gain = None if structure == "delta_rule_at_B" else 4
+    case = Case(
+        length=25,
+        structure=structure,
+        decay=decay,
+        signed=True,
+        starts=(0, 7, 8, 16),
+        lengths=(25, 20),
+        D=2,
+        input_gain=gain,
+        output_gain=3,
+    )
+    assert_translation_matches(case, "fla", "chunked")
+
+
+HALVES = {name: {"structure": name} for name in FLA_STRUCTURES} | {
+    "normalized": {"decay": None, "normalized": True, "input_gain": 3}
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", HALVES.values(), ids=HALVES.keys())
+def test_half_precision_rounds_inputs_and_outcome_only(called, kind, dtype):
+    """Sums are exact in a stand-in: what is left are the roundings around it."""
+    case = Case(length=40, starts=(9,), lengths=(40, 31), D=1, output_gain=4, **kind)
+    tensors = case.tensors(dtype)
+    y, state = by("fla", "chunked")(case.system(tensors), tensors["state"])
+    assert (y.dtype, state.dtype) == (dtype, torch.float32)
+    expected = outcome(case, {name: value.double() for name, value in tensors.items()}, reference)
+    # A normalised output does not see the size of its weights: their gradients are differences of the size of y.
+    floor = expected["y"].norm().item() if case.normalized else 0.0
+    found = outcome(case, tensors, by("fla", "chunked"))
+    assert_outcomes_match(found, expected, 2 * torch.finfo(dtype).eps, floor)
+
+
+@pytest.mark.parametrize("structure", FLA_STRUCTURES)
+def test_the_given_state_is_left_alone(called, structure):
+    case = Case(structure=structure)
+    tensors = case.tensors(torch.float32)
+    kept = tensors["state"].clone()
+    system = sharing(case.system(tensors))
+    with torch.no_grad():
+        evaluate(system, "recurrent", tensors["state"], overwrite_state=True, backend="fla")
+    assert torch.equal(tensors["state"], kept)
+    expected = evaluate(system, "chunked", torch.zeros_like(kept), backend="fla")
+    for value, same in zip(evaluate(system, "chunked", backend="fla"), expected, strict=True):
+        assert torch.equal(value, same)
+
+
+# ---- the choice ------------------------------------------------------------------------------------------------------
+
+
+def drawn(dtype=torch.bfloat16, **kind):
+    case = Case(**kind)
+    return sharing(case.system(case.tensors(dtype)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("structure", [*FLA_STRUCTURES, None])
+def test_what_is_chosen_is_what_runs(called, structure, mode):
+    system = drawn(structure=structure) if structure else drawn(decay=None)
+    with torch.no_grad():
+        choice = choose_backend(system, mode)
+        evaluate(system, mode)
+    assert choice.name == "fla"
+    assert choice.passed_over == {}
+    assert called == [choice.op]
+
+
+def test_torch_runs_on_a_cpu_and_says_why():
+    for system in (drawn(), drawn(structure="elementwise"), drawn(torch.float64)):
+        choice = choose_backend(system)
+        assert choice.name == "torch"
+        assert all("'cpu'" in reason and "CUDA" in reason for reason in choice.passed_over.values())
+        assert list(choice.passed_over) == ["fla", "mamba_ssm"]
+
+
+@pytest.mark.parametrize(
+    ("system", "mode", "reason"),
+    [
+        (drawn(length=1), None, "one token"),
+        (drawn(torch.float32), "chunked", 'set_float32_matmul_precision("high")'),
+        (drawn(torch.float64), "chunked", "float64"),
+        (drawn(), "matrix", "mode='matrix'"),
+        (drawn(structure="dplr"), "chunked", "'dplr'"),
+    ],
+    ids=["decoding", "TF32", "float64", "matrix", "no operation"],
+)
+def test_auto_keeps_to_torch_and_says_why(called, system, mode, reason):
+    choice = choose_backend(system, mode)
+    assert choice.name == "torch"
+    assert reason in choice.passed_over["fla"]
+    y, state = evaluate(system, mode)
+    for value, same in zip((y, state), evaluate(system, mode, backend="torch"), strict=True):
+        assert torch.equal(value, same)
+    assert called == []
+
+
+def test_float32_goes_to_fla_where_its_precision_is_kept_or_given_up(called):
+    for structure, mode in [("scalar", "recurrent"), ("elementwise", "chunked")]:
+        assert choose_backend(drawn(torch.float32, structure=structure), mode).name == "fla"
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert choose_backend(drawn(torch.float32), "chunked").name == "fla"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_float64_gauge_stays_exact(called):
+    system = drawn(torch.float32)
+    T = torch.rand(2, 12, 4, dtype=torch.float64) + 0.5
+    choice = choose_backend(system.rescale(T), "recurrent")
+    assert choice.name == "torch"
+    assert "float64" in choice.passed_over["fla"]
+
+
+def test_flash_linear_attention_is_not_imported_unasked(called, monkeypatch):
+    monkeypatch.setattr(fla, "_brings_models", lambda: True)
+    choice = choose_backend(drawn())
+    assert choice.name == "torch"
+    assert "uninstall flash-linear-attention" in choice.passed_over["fla"]
+    assert choose_backend(drawn(), backend="fla").name == "fla"
+
+
+@pytest.mark.parametrize(
+    ("system", "mode", "message"),
+    [
+        (drawn(torch.float64), "chunked", ["backend='fla'", "float64", 'backend="torch"']),
+        (drawn(), "matrix", ["mode='matrix'", "'chunked', 'recurrent'"]),
+        (drawn(structure="dplr"), "chunked", ["'dplr'"]),
+        (drawn(structure="delta_rule"), "chunked", ["B and transition.key", "same tensors"]),
+        (drawn(structure="delta_rule_at_B", states=260), "chunked", ["256", "260"]),
+        (drawn(structure="delta_rule_at_B"), "recurrent", ["gradient", "torch.no_grad()"]),
+    ],
+    ids=["float64", "matrix", "structure", "key", "width", "gradient"],
+)
+def test_a_named_backend_runs_or_says_why_not(called, system, mode, message):
+    with pytest.raises(DSFSystemError) as error:
+        evaluate(system, mode, backend="fla")
+    for part in message:
+        assert part in str(error.value)
+
+
+def test_a_named_backend_asks_for_its_device_and_its_package(monkeypatch):
+    with pytest.raises(DSFSystemError, match="u lies on 'cpu': move the model"):
+        evaluate(drawn(), backend="fla")
+    monkeypatch.setattr(backends, "DEVICE_TYPES", ("cpu",))
+    monkeypatch.setattr(imports, "missing", lambda name: f"No module named {name.partition('.')[0]!r}")
+    with pytest.raises(DSFSystemError, match=r"No module named 'fla'.*pip install \"dsf-models\[cuda\]\""):
+        evaluate(drawn(), backend="fla")
+    assert choose_backend(drawn()).name == "torch"
+
+
+def test_a_missing_package_is_found_missing():
+    assert "no_such_package" in imports.missing("no_such_package.module.function")
+    assert imports.missing("math.sqrt") is None
+
+
+def test_chunk_sizes_are_those_of_torch(called):
+    system = drawn()
+    with pytest.raises(DSFSystemError, match="chunk_size=4: backend='fla' has its own"):
+        evaluate(system, chunk_size=4, backend="fla")
+    evaluate(system, chunk_size=4)
+    assert called == []
+
+
+def test_the_selected_backend_holds_until_the_next():
+    system = drawn()
+    with use_backend("torch"):
+        assert choose_backend(system).passed_over["fla"] == 'backend="torch" was chosen.'
+        with use_backend("fla"), pytest.raises(DSFSystemError, match="backend='fla'"):
+            evaluate(system)
+        assert choose_backend(system).name == "torch"
+        assert choose_backend(system).passed_over["fla"] == 'backend="torch" was chosen.'
+    set_backend("fla")
+    try:
+        with pytest.raises(DSFSystemError, match="backend='fla'"):
+            choose_backend(system)
+        assert choose_backend(system, backend="torch").name == "torch"
+    finally:
+        set_backend("auto")
+
+
+def test_an_error_inside_gives_the_selection_back():
+    with pytest.raises(DSFSystemError, match="backend='fla'"), use_backend("fla"):
+        evaluate(drawn())
+    assert "'cpu'" in choose_backend(drawn()).passed_over["fla"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "Torch"])
+def test_unknown_backends_are_refused(name):
+    for call in (
+        lambda: set_backend(name),
+        lambda: use_backend(name).__enter__(),
+        lambda: evaluate(drawn(), backend=name),
+        lambda: choose_backend(drawn(), backend=name),
+    ):
+        with pytest.raises(DSFSystemError, match=f"backend={name!r} is unknown: use one of 'auto', 'torch', 'fla'"):
+            call()
+
+
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_model_stays_one_graph(called):
+    case = Case()
+    tensors = case.tensors(torch.bfloat16)
+    torch.compiler.reset()
+    compiled = torch.compile(engine.evaluate, fullgraph=True, backend="eager")
+    expected = evaluate(case.system(tensors), "chunked", backend="torch")
+    for value, same in zip(compiled(case.system(tensors), "chunked"), expected, strict=True):
+        assert torch.equal(value, same)
+    assert called == []
+
+
+def test_a_named_backend_runs_beside_compiled_code(called):
+    case = Case(input_gain=3)
+    tensors = case.tensors(torch.bfloat16)
+
+    def layer(u, B, C, log_decay):
+        system = DSFSystem(u=u.relu(), B=B, C=C, transition=case.system(tensors | {"log_decay": log_decay}).transition)
+        return evaluate(system, "chunked", backend="fla")[0].relu()
+
+    arguments = [tensors[name] for name in ("u", "B", "C", "log_decay")]
+    torch.compiler.reset()
+    y = torch.compile(layer, backend="eager")(*arguments)
+    assert called
+    assert torch.equal(y, layer(*arguments))

@@ -144,10 +144,11 @@ def _obstacle(name: str, system: DSFSystem, mode: str) -> str | None:
     if device not in DEVICE_TYPES:
         return f"u lies on {device!r}: move the model and its inputs to a CUDA device."
     if dtype == torch.float64:
-        return "u is float64, which its kernels compute in float32."
-    if any(x.dtype == torch.float64 for x in vars(system.transition).values() if isinstance(x, Tensor)):
-        return f"Λ is float64, more exact than u's {dtype}, which its kernels would lose."
-    return ACCELERATORS[name].obstacle(system, mode)
+        return "u is float64, which its kernels would compute in float32."
+    reason = ACCELERATORS[name].obstacle(system, mode)
+    if reason is None and any(x.dtype == torch.float64 for x in vars(system.transition).values() if torch.is_tensor(x)):
+        return f"Λ is float64, more exact than u's {dtype}, and its kernels would lose that."
+    return reason
 
 
 def _reservation(system: DSFSystem, mode: str) -> str | None:
