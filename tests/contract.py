@@ -46,6 +46,8 @@ _VARIANTS = {
         "channel_mixer": "swiglu",
         "mlp_bias": True,
         "norm": "layernorm",
+        "embedding_scale": 2.0,
+        "logit_softcap": 5.0,
         "position_embedding": "learned",
         "max_position_embeddings": 24,
         "tie_word_embeddings": True,
@@ -64,9 +66,35 @@ _OF_SOME = {
     "n_groups": 2,
     "num_key_value_heads": 2,
     "reversed_sigmoid": True,
+    "merge_symmetric": False,
+    "normalizer": "exp_softplus",
+    "feature_map": "elu+1",
+    "scale_keys": True,
+    "offset": "exp",
+    "conv_channels": "qk",
     "allow_negative_eigenvalues": True,
 }
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
+
+
+NEEDED = {"hybrid": {"mixers": ["ssd", "softmax_attention"]}}
+"""Fields without which a configuration cannot be made."""
+_GROUPED = {"ssd": {"n_groups": 2}, "softmax_attention": {"num_key_value_heads": 2}}
+_WINDOWED = {"softmax_attention": {"sliding_window": 4}}
+HYBRIDS = {
+    "default": {"mixers": ["linear_attention", "ssd"]},
+    "bare": {"mixers": ["softmax_attention", "ssd"]},
+    "full": {"mixer_options": _GROUPED},
+    "mlp": {"mixers": ["lstm", "normalized_attention"]},
+    "rope_bare": {"mixers": ["softmax_attention", "taylor_attention"]},
+    "sliding": {
+        "mixers": ["rg_lru", "softmax_attention"],
+        "mixer_options": _WINDOWED,
+        "position_embedding": "rope",
+        "conv_kernel": 3,
+    },
+}
+"""What the cases of hybrids are made of, where it is not the above."""
 
 
 def variants(name: str) -> dict[str, dict[str, Any]]:
@@ -79,6 +107,12 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     if config_class.uses_rope:
         found["rope"] = small | own | {"position_embedding": "rope", "conv_kernel": 3}
         found["rope_bare"] = small | own | {"position_embedding": "rope"}
+    if "sliding_window" in config_class.__dataclass_fields__:
+        found["sliding"] = small | own | {"sliding_window": 4, "position_embedding": "rope", "conv_kernel": 3}
+        found["sliding_bare"] = small | {"sliding_window": 5}
+    if name in NEEDED:
+        found["sliding"] = small
+        found = {case: NEEDED[name] | fields | HYBRIDS.get(case, {}) for case, fields in found.items()}
     if hasattr(config_class, "minimal"):
         found["minimal"] = small | {"num_heads": 1}
     return found

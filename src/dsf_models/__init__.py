@@ -8,7 +8,16 @@ Importing the package registers every architecture with transformers' Auto class
 from . import architectures
 from .architectures import *  # noqa: F403
 from .backbone import DSFConfig, DSFMixer, list_architectures
+from .errors import NotADynamicalSystemError
 from .system import DSFSystem, SoftmaxSystem
 
-__all__ = ["DSFConfig", "DSFMixer", "DSFSystem", "SoftmaxSystem", "list_architectures", *architectures.__all__]
+__all__ = [
+    "DSFConfig",
+    "DSFMixer",
+    "DSFSystem",
+    "NotADynamicalSystemError",
+    "SoftmaxSystem",
+    "list_architectures",
+    *architectures.__all__,
+]
 __version__ = "0.1.0"

@@ -3,7 +3,11 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-__all__ = ["did_you_mean", "require", "require_known", "suggest"]
+__all__ = ["NotADynamicalSystemError", "did_you_mean", "require", "require_known", "suggest"]
+
+
+class NotADynamicalSystemError(TypeError):
+    """A mixer was asked for its (Λ, B, C, D), but its state is no linear function of the past state."""
 
 
 def require(condition: bool, field: str, value: object, remedy: str) -> None:

@@ -106,7 +106,7 @@ class DSFSystem:
 
     Tensors broadcast over batch, time and the heads of a group; they are never expanded. With `normalized` the
     read-out is divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j (so that Φ's rows sum
-    to one).
+    to one); with `log_normalizer` by an η_i that is given.
 
     Raises:
         DSFSystemError: a tensor's shape or dtype does not fit; the message names the field, its shape and what it
@@ -129,6 +129,8 @@ class DSFSystem:
     """g_i, part of C_i, (b|1, t|1, h) or (b|1, t|1, h, p); None for 1."""
     normalized: bool = False
     """Divide each row of Φ by its sum; the normaliser's running sum is one more column of the carried state."""
+    log_normalizer: Tensor | None = None
+    """log η_i of a normaliser that depends on the token alone, (b|1, t|1, h): the read-out is divided by η_i."""
     starts: Tensor | None = None
     """(b, t) True where a packed document starts: Λ_i = 0 there."""
     lengths: Tensor | None = None
@@ -149,6 +151,7 @@ class DSFSystem:
             )
         self._check_gain("input_gain", self.input_gain)
         self._check_gain("output_gain", self.output_gain)
+        self._check_normalizer()
         if self.normalized and self.input_gain is not None and self.input_gain.ndim == 4:
             raise DSFSystemError(
                 f"input_gain has shape {tuple(self.input_gain.shape)}, but a normalized system has one normaliser a "
@@ -186,6 +189,16 @@ class DSFSystem:
             len(shape) in (3, 4) and all(map(broadcasts, shape[:2], full[:2])) and shape[2:] == full[2 : len(shape)]
         ):
             raise DSFSystemError(f"{name} has shape {shape}; give {full[:3]} or {full} (batch and time may be 1).")
+
+    def _check_normalizer(self) -> None:
+        if self.log_normalizer is None:
+            return
+        self._check_gain("log_normalizer", self.log_normalizer)
+        if self.log_normalizer.ndim == 4 or self.normalized:
+            raise DSFSystemError(
+                f"log_normalizer has shape {tuple(self.log_normalizer.shape)} and normalized is {self.normalized}: a "
+                "system has one normaliser a head, its own sum (normalized=True) or a given one (b|1, t|1, h)."
+            )
 
     # ---- sizes ------------------------------------------------------------------------------------------------------
 
@@ -241,12 +254,22 @@ class DSFSystem:
             return self.transition
         return self.transition.mask(self.starts, self.padded)
 
+    def read_gain(self) -> Tensor | None:
+        """Return g_i / η_i with a given normaliser η_i, else g_i: (b|1, t|1, h[, p]), or None for 1."""
+        if self.log_normalizer is None:
+            return self.output_gain
+        gain = (-self.log_normalizer).exp()
+        if self.output_gain is None:
+            return gain
+        return self.output_gain * (gain if self.output_gain.ndim == 3 else gain[..., None])
+
     def read(self, raw: Tensor) -> Tensor:
         """Turn the raw read-out S_i^T c_i (b, t, h, p or p + 1) into y_i: normaliser, gain, feed-through, pads."""
         if self.normalized:
             raw = raw[..., :-1] / nonzero(raw[..., -1:])
-        if self.output_gain is not None:
-            raw = raw * _as_channel_gain(self.output_gain).to(raw.dtype)
+        gain = self.read_gain()
+        if gain is not None:
+            raw = raw * _as_channel_gain(gain).to(raw.dtype)
         if self.D is not None:
             raw = torch.addcmul(raw, self.u, _as_channel_gain(self.D).to(raw.dtype))
         padded = self.padded
@@ -267,6 +290,7 @@ class DSFSystem:
             transition=self.transition.narrow(start, length),
             input_gain=cut(self.input_gain),
             output_gain=cut(self.output_gain),
+            log_normalizer=cut(self.log_normalizer),
             starts=None if self.starts is None else self.starts.narrow(1, start, length),
             lengths=lengths,
         )
@@ -295,8 +319,9 @@ class DSFSystem:
         phi = system._driven_weights()
         if self.normalized:
             phi = phi / nonzero(phi.sum(-1, keepdim=True))
-        if system.output_gain is not None:
-            phi = phi * _time_last(system.output_gain)[..., :, None]
+        gain = system.read_gain()
+        if gain is not None:
+            phi = phi * _time_last(gain)[..., :, None]
         if system.D is not None:
             phi = phi + torch.diag_embed(_as_channel_gain(system.D)[..., None].expand(-1, -1, self.length))
         if self.lengths is not None:
@@ -314,15 +339,32 @@ class DSFSystem:
         per_channel = any(x is not None and x.ndim == 4 for x in (self.input_gain, self.output_gain))
         return phi.shape[2] == 1 and not per_channel and (self.D is None or self.D.ndim == 1)
 
+    @property
+    def has_normalizer(self) -> bool:
+        """Whether the read-out is divided by a normaliser η_i, a sum of weights or a given one."""
+        return self.normalized or self.log_normalizer is not None
+
     def normalizer(self) -> Tensor:
-        """Return η_i = Σ_{j<=i} c_i^T Λ_i … Λ_{j+1} b_j s_j from a zero state, (b, t, h) in float64; pads mean nothing.
+        """Return η_i, (b, t, h) in float64; pads mean nothing.
+
+        It is Σ_{j<=i} c_i^T Λ_i … Λ_{j+1} b_j s_j from a zero state, or the one that `log_normalizer` gives.
 
         Raises:
             DSFSystemError: the system is not normalised.
         """
+        if self.log_normalizer is not None:
+            return self.log_normalizer.double().exp().expand(self.u.shape[:3])
         if not self.normalized:
             raise DSFSystemError("normalized is False, so the system has no η: read Φ with transfer_matrix().")
         return self.to(torch.float64)._driven_weights().sum(-1).squeeze(2).transpose(1, 2)
+
+    def _normalizer_ratios(self) -> Tensor:
+        """Return η_{i-1} / η_i, (b, t-1, h) in float64."""
+        if self.log_normalizer is not None:
+            log_eta = self.log_normalizer.double().expand(self.u.shape[:3])
+            return (log_eta[:, :-1] - log_eta[:, 1:]).exp()
+        eta = self.normalizer()
+        return eta[:, :-1] / nonzero(eta[:, 1:])
 
     def eigenvalues(self, realisation: str | None = None) -> Spectrum:
         """Return the distinct eigenvalues of Λ_1 … Λ_{t-1} in a named realisation.
@@ -341,13 +383,13 @@ class DSFSystem:
         Source: the Λ_i of Sieber et al. 2024 is "normalised" for attention. That Λ belongs to a realisation is a
         general fact of time-varying systems (see `rescale`).
         """
-        realisation = _checked_realisation(realisation or ("normalised" if self.normalized else "native"))
+        realisation = _checked_realisation(realisation or ("normalised" if self.has_normalizer else "native"))
         batch, length, num_heads, _ = self.u.shape
         values = self.effective_transition().eigenvalues(batch, length, num_heads)[:, 1:].to(self.u.device)
         within = (1,) * (values.ndim - 3)
         if realisation == "normalised":
-            eta = self.normalizer()
-            values = values * (eta[:, :-1] / nonzero(eta[:, 1:])).view(*values.shape[:3], *within)
+            ratios = self._normalizer_ratios().view(batch, length - 1, num_heads, *within)
+            values = torch.where(values == 0, values, values * ratios)
         if self.lengths is not None:
             values = values.masked_fill(self.padded[:, 1:].view(batch, length - 1, 1, *within), math.nan)
         return Spectrum(values, realisation)
@@ -366,7 +408,7 @@ class DSFSystem:
         real = torch.ones(batch, length, dtype=torch.float64, device=self.u.device)
         real = real if self.lengths is None else real.masked_fill(self.padded, 0.0)
         gain_in = real[..., None] * _expand_gain(system.input_gain, system.u)
-        gain_out = real[..., None] * _expand_gain(system.output_gain, system.u)
+        gain_out = real[..., None] * _expand_gain(system.read_gain(), system.u)
         if self.normalized:
             gain_out = gain_out / nonzero(self.normalizer()).repeat_interleave(head_dim, dim=2)
         feed = torch.zeros(d, dtype=torch.float64, device=self.u.device)
@@ -483,6 +525,8 @@ class SoftmaxSystem:
     """(b, t) True where a packed document starts: attention does not look across."""
     lengths: Tensor | None = None
     """(b,) number of real tokens at the front of each row."""
+    window: int | None = None
+    """Number of positions that a query sees, its own among them; None for all."""
 
     def __post_init__(self) -> None:
         q, k, u = tuple(self.q.shape), tuple(self.k.shape), tuple(self.u.shape)
@@ -497,7 +541,18 @@ class SoftmaxSystem:
             )
         if not self.scale > 0:
             raise DSFSystemError(f"scale={self.scale} is not positive: give the factor of the logits, usually 1/√m.")
+        if self.window is not None and self.window < 1:
+            raise DSFSystemError(
+                f"window={self.window} is below 1: give the number of positions seen, or None for all."
+            )
         _check_layout(self.starts, self.lengths, q[0], q[1])
+
+    def _refuse_window(self, what: str) -> None:
+        if self.window is not None:
+            raise DSFSystemError(
+                f"window={self.window}: attention drops each input after {self.window} steps, which no scalar Λ does: "
+                f"there is no {what}; read Φ with transfer_matrix()."
+            )
 
     @property
     def state_size(self) -> float:
@@ -510,7 +565,7 @@ class SoftmaxSystem:
         return self.q.shape[1]
 
     def logits(self) -> Tensor:
-        """Return s_ij in float64, -inf where j > i and across documents: (b, h, t, t).
+        """Return s_ij in float64, -inf where j > i, across documents and outside the window: (b, h, t, t).
 
         Pads stand behind a row's real tokens, which therefore never look at them.
         """
@@ -520,6 +575,8 @@ class SoftmaxSystem:
         if self.starts is not None:
             document = self.starts.long().cumsum(1)
             allowed = allowed & (document[:, :, None] == document[:, None, :])
+        if self.window is not None:
+            allowed = allowed.triu(1 - self.window)
         return logits.masked_fill(~allowed[:, None], -math.inf)
 
     def transfer_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -536,8 +593,9 @@ class SoftmaxSystem:
             realisation: "normalised" (default) or "native", in which λ = 1 (the normaliser stands in C).
 
         Raises:
-            DSFSystemError: unknown realisation.
+            DSFSystemError: unknown realisation, or attention within a window.
         """
+        self._refuse_window("eigenvalues of this kind")
         realisation = _checked_realisation(realisation or "normalised")
         lse = self.logits().logsumexp(-1).transpose(1, 2)
         values = (lse[:, :-1] - lse[:, 1:]).exp() if realisation == "normalised" else torch.ones_like(lse[:, 1:])
@@ -567,12 +625,13 @@ class SoftmaxSystem:
             `DSFSystem` in float64 with n = Σ_{p<=P} m^p states per channel.
 
         Raises:
-            DSFSystemError: a negative order.
+            DSFSystemError: a negative order, or attention within a window.
 
         Source: the feature map of Sieber et al. 2024 for softmax, cut off at order P.
         """
         if order < 0:
             raise DSFSystemError(f"order={order} is negative: give the Taylor order P >= 0.")
+        self._refuse_window("truncation")
         root = math.sqrt(self.scale)
         heads = self.q.shape[2]
         return DSFSystem(

@@ -29,7 +29,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@every("default", "full", "rope")
+@every("default", "full", "rope", "sliding")
 @pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
 def test_training_step_is_one_graph(name, case, kind):
     model, backend = fresh(name, case).double().train(), counting_backend()
@@ -49,7 +49,7 @@ def test_training_step_is_one_graph(name, case, kind):
     assert backend.graphs == 1
 
 
-@every("default", "full", "rope")
+@every("default", "full", "rope", "sliding")
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "left-padded"])
 def test_decoding_is_one_graph(name, case, padded):
     """Generation with a static cache compiles its decoding step once, for all tokens."""
@@ -65,7 +65,7 @@ def test_decoding_is_one_graph(name, case, padded):
     assert backend.graphs == 1
 
 
-@every("default", "full", "rope")
+@every("default", "full", "rope", "sliding")
 @torch.no_grad()
 def test_own_decoding_loop_is_one_graph(name, case):
     """So does a loop of one's own, whether it gives positions or not."""

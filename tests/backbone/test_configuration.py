@@ -16,6 +16,7 @@ from transformers.trainer_utils import set_seed
 from dsf_models import DSFConfig, list_architectures
 from dsf_models.backbone import DSFMixer, get_architecture
 from dsf_models.backbone.compat import CACHE_NAME
+from tests.contract import NEEDED
 
 VOCAB = 23
 SMALL = {
@@ -36,7 +37,7 @@ every_architecture = pytest.mark.parametrize("name", list_architectures())
 def fields_of(config_class):
     """Return the project's own fields: those of `DSFConfig` and of the architecture, with their types."""
     found = {}
-    for cls in inspect.getmro(config_class):
+    for cls in reversed(inspect.getmro(config_class)):
         if issubclass(cls, DSFConfig):
             found |= inspect.get_annotations(cls)
     return {key: hint for key, hint in found.items() if get_origin(hint) is not ClassVar}
@@ -47,8 +48,8 @@ def make(name, **changes):
 
 
 def small(name):
-    """Return the small sizes, without a choice where the architecture leaves none."""
-    return SMALL | CONFIG_CLASSES[name].fixed_fields
+    """Return the small sizes, without a choice where the architecture leaves none, and what it cannot do without."""
+    return SMALL | CONFIG_CLASSES[name].fixed_fields | NEEDED.get(name, {})
 
 
 # ---- documentation --------------------------------------------------------------------------------------------------
@@ -136,6 +137,11 @@ def parameters_of_the_transition(config):
     return [getattr(mixer, key).tolist() for mixer in mixers for key in mixer.transition_parameters]
 
 
+def sizes_of_states(config):
+    cache = with_fixed_weights(config)(token_ids(), use_cache=True)[CACHE_NAME]
+    return [tuple(layer.recurrent_states[0].shape) for layer in cache.layers]
+
+
 def first_generated_token(config):
     model = with_fixed_weights(config)
     return model.generate(max_new_tokens=1, pad_token_id=0)[0, 0].item()
@@ -185,6 +191,8 @@ ALIVE = {
     "dropout": Alive([0.0, 0.5], outputs_in_training),
     "initializer_range": Alive([0.02, 0.5], spread_of_weights),
     "initialization": Alive(["declared", "as_released"], spread_into_the_residual_stream),
+    "embedding_scale": Alive([1.0, 4.0, 0.5]),
+    "logit_softcap": Alive([None, 30.0, 1]),
     "tie_word_embeddings": Alive([False, True], shares_its_embedding),
     "label_alignment": Alive(["next", "same"], loss),
     "use_cache": Alive([True, False], returns_a_cache),
@@ -194,6 +202,7 @@ ALIVE = {
     # Softmax attention.
     "num_key_value_heads": Alive([4, 2, 1]),
     "attention_dropout": Alive([0.0, 0.5], outputs_in_training),
+    "sliding_window": Alive([None, 2, 5]),
     "rope_parameters": Alive(
         [
             {"rope_type": "default", "rope_theta": 10000.0},
@@ -203,6 +212,18 @@ ALIVE = {
         ],
         beside={"position_embedding": "rope"},
     ),
+    # Hybrid.
+    "mixers": Alive([["ssd", "softmax_attention"], ["softmax_attention", "ssd"], ["linear_attention", "ssd"]]),
+    "mixer_options": Alive([None, {"ssd": {"n_groups": 2}}, {"ssd": {"conv_kernel": 2}}]),
+    # Taylor attention.
+    "order": Alive([2, 4]),
+    "merge_symmetric": Alive([True, False], sizes_of_states),
+    # Normalized attention.
+    "normalizer": Alive(["exp", "softplus", "sigmoid", "exp_exp", "exp_softplus", "exp_sigmoid", "exp_elu"]),
+    "feature_map": Alive(["identity", "elu+1"]),
+    "scale_keys": Alive([False, True]),
+    "offset": Alive(["none", "exp", "uniform"], parameters_of_the_transition),
+    "conv_channels": Alive(["qkv", "qk"], beside={"conv_kernel": 3}),
     # qLSTM.
     "gates_from": Alive(["inner", "hidden"], beside={"conv_kernel": 3}),
     "reversed_sigmoid": Alive([False, True]),
@@ -237,6 +258,8 @@ def test_the_table_holds_no_field_that_is_gone():
 
 def alive_in(name, key):
     """Return the table's entry for a field; a head is as wide as the number of heads leaves it."""
+    if key == "num_hidden_layers" and name in NEEDED:
+        return Alive([1, 3], along=[{"mixers": ["ssd"] * 1}, {"mixers": ["ssd"] * 3}])
     if key == "head_dim":
         heads = small(name)["num_heads"]
         return Alive([16 // heads, 32 // heads], along=[{"expand": 1}, {"expand": 2}])
@@ -298,6 +321,10 @@ NONSENSE = [
     ({"dropout": 1.0}, ["dropout=1.0", "[0, 1)"]),
     ({"dropout": -0.1}, ["dropout=-0.1", "[0, 1)"]),
     ({"initializer_range": -0.02}, ["initializer_range=-0.02", "positive"]),
+    ({"embedding_scale": 0.0}, ["embedding_scale=0.0", "positive"]),
+    ({"embedding_scale": float("inf")}, ["embedding_scale=inf", "finite"]),
+    ({"logit_softcap": 0.0}, ["logit_softcap=0.0", "positive", "None for none"]),
+    ({"logit_softcap": float("nan")}, ["logit_softcap=nan", "None for none"]),
     ({"pad_token_id": VOCAB}, [f"pad_token_id={VOCAB}", f"0 to {VOCAB - 1}", "None"]),
     ({"pad_token_id": -1}, ["pad_token_id=-1", f"0 to {VOCAB - 1}"]),
     ({"bos_token_id": VOCAB}, [f"bos_token_id={VOCAB}", f"0 to {VOCAB - 1}"]),
@@ -309,6 +336,36 @@ NONSENSE_OF_SOME = [
     ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
     ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),
     ({"attention_dropout": 1.0}, ["attention_dropout=1.0", "[0, 1)"]),
+    ({"sliding_window": 1}, ["sliding_window=1", "at least 2", "None for all"]),
+    ({"sliding_window": -4}, ["sliding_window=-4", "at least 2"]),
+    ({"mixers": []}, ["mixers=[]", "name one architecture for each layer", "linear_attention"]),
+    ({"mixers": None}, ["mixers=None", "name one architecture for each layer"]),
+    ({"mixers": ["ssd", "sdd"]}, ["mixers='sdd'", "did you mean ssd?", "softmax_attention"]),
+    ({"mixers": ["ssd", "hybrid"]}, ["mixers='hybrid'", "unknown"]),
+    ({"mixers": ["ssd"], "num_hidden_layers": 3}, ["num_hidden_layers=3", "names 1 layers", "leave"]),
+    ({"mixer_options": {"sdd": {}}}, ["mixer_options='sdd'", "no layer", "did you mean ssd?"]),
+    ({"mixer_options": {"lstm": {}}}, ["mixer_options='lstm'", "no layer has this architecture"]),
+    (
+        {"mixer_options": {"ssd": {"n_grups": 2}}},
+        ["mixer_options['ssd']['n_grups']=2", "ssd has no such field", "did you mean n_groups?"],
+    ),
+    (
+        {"mixer_options": {"ssd": {"hidden_size": 8}}},
+        ["mixer_options['ssd']['hidden_size']=8", "all layers share it", "on HybridConfig itself"],
+    ),
+    ({"mixer_options": {"ssd": {"n_groups": 3}}}, ["ssd: n_groups=3", "must divide num_heads=4"]),
+    ({"mixers": ["ssd"] * 2, "position_embedding": "rope"}, ["position_embedding='rope'", "no layer", '"learned"']),
+    ({"order": 0}, ["order=0", "from 1 to 64"]),
+    ({"order": 10**9}, ["order=1000000000", "from 1 to 64"]),
+    (
+        {"state_size": 400, "order": 2},
+        ["state_size=400", "80601 features of order 2", "65536", "lower state_size or order."],
+    ),
+    (
+        {"state_size": 17, "order": 4, "merge_symmetric": False},
+        ["state_size=17", "88741 features of order 4", "set merge_symmetric=True"],
+    ),
+    ({"conv_channels": "qk"}, ["conv_channels='qk'", "conv_kernel=0", "set conv_kernel"]),
     ({"n_groups": 3}, ["n_groups=3", "must divide num_heads=4"]),
     ({"n_groups": 0}, ["n_groups=0", "must divide num_heads=4"]),
     ({"time_step_min": 0.0}, ["time_step_min=0.0", "positive"]),
@@ -411,6 +468,9 @@ def test_nonsense_about_rotary_positions_is_refused(name):
 )
 def test_wrong_types_and_options_are_refused(name, changes):
     key, value = next(iter(changes.items()))
+    if value is None and type(None) in get_args(fields_of(CONFIG_CLASSES[name])[key]):
+        assert getattr(make(name, **changes), key) is None
+        return
     with pytest.raises(StrictDataclassFieldValidationError) as error:
         make(name, **changes)
     assert key in str(error.value)
@@ -466,7 +526,7 @@ def test_round_trip(name, tmp_path):
 
 @every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
-    config = make(name, expand=2)
+    config = make(name, expand=2).layer_config(0)
     assert (config.head_dim * config.num_heads, config.inner_size, config.intermediate_size) == (32, 32, 64)
     assert getattr(config, "num_key_value_heads", 4) == 4
 
@@ -498,6 +558,6 @@ def test_keywords_of_transformers(name):
     assert make(name, num_labels=5).num_labels == 5
     assert make(name, torch_dtype="float16").dtype in ("float16", torch.float16)
     heads = CONFIG_CLASSES[name].fixed_fields.get("num_heads", 2)
-    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads)
+    aliased = CONFIG_CLASSES[name](hidden_size=16, num_attention_heads=heads, **NEEDED.get(name, {}))
     assert aliased.num_heads == aliased.num_attention_heads == heads
     assert "num_attention_heads" not in aliased.to_diff_dict()

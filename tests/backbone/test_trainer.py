@@ -11,7 +11,7 @@ from transformers.utils.generic import find_labels
 from dsf_models import list_architectures
 from dsf_models.backbone import get_architecture
 from tests import contract
-from tests.contract import VOCAB, fresh
+from tests.contract import NEEDED, VOCAB, fresh
 
 LENGTH = 7
 NUM_LABELS = 3
@@ -33,7 +33,8 @@ def rows(head="causal_lm", count=8):
 
 def model_of(name, head="causal_lm", **changes):
     changes |= {} if head == "causal_lm" else {"num_labels": NUM_LABELS}
-    return fresh(name, "default", head, **{"num_hidden_layers": 1, "initializer_range": 0.1} | changes)
+    depth = {} if name in NEEDED else {"num_hidden_layers": 1}
+    return fresh(name, "default", head, **depth | {"initializer_range": 0.1} | changes)
 
 
 def trainer(model, folder, data=None, **options):

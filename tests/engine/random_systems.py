@@ -42,6 +42,7 @@ class Case:
     D: int | None = None
     input_gain: int | None = None
     output_gain: int | None = None
+    log_normalizer: bool = False
     starts: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
     state: bool = True
@@ -83,6 +84,8 @@ class Case:
             tensors["input_gain"] = weights(*lead["gain"], *(heads, width)[: self.input_gain - 2])
         if self.output_gain is not None:
             tensors["output_gain"] = normal(*lead["gain"], *(heads, width)[: self.output_gain - 2])
+        if self.log_normalizer:
+            tensors["log_normalizer"] = normal(*lead["gain"], heads)
         if self.state:
             tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
         return {name: value.to(dtype) for name, value in tensors.items()}
@@ -113,7 +116,7 @@ class Case:
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain")}
+        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain", "log_normalizer")}
         return DSFSystem(
             u=tensors["u"],
             B=tensors["B"],
@@ -251,5 +254,6 @@ def random_case(seed: int, **fixed: object) -> Case:
         seed=seed,
         # Channels that each have their own λ share no normaliser; DPLR and the delta rule take weights of either sign.
         structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
+        log_normalizer=not normalized and draw.random() < 0.3,
     )
     return replace(case, **fixed)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import dsf_models
 from evaluation.scoring import accuracy, accuracy_by, right_answers, row_accuracy, wilson_interval
 from evaluation.state import state_bytes
+from tests.contract import NEEDED
 
 
 class Echo:
@@ -100,7 +101,8 @@ def test_state_of_a_transformer_is_its_key_value_cache() -> None:
 
 @pytest.mark.parametrize("architecture", dsf_models.list_architectures())
 def test_state_per_sequence_does_not_depend_on_the_batch(architecture: str) -> None:
-    config = AutoConfig.for_model(f"dsf_{architecture}", vocab_size=16, hidden_size=16, num_hidden_layers=2)
+    depth = NEEDED.get(architecture, {"num_hidden_layers": 2})
+    config = AutoConfig.for_model(f"dsf_{architecture}", vocab_size=16, hidden_size=16, **depth)
     model = AutoModelForCausalLM.from_config(config).eval()
     one, three = (state_bytes(model, torch.ones(batch, 6, dtype=torch.long)) for batch in (1, 3))
     assert one == three > 0

@@ -49,6 +49,15 @@ def test_the_systems_below_differ_from_one_that_fits():
             {"normalized": True, "input_gain": torch.zeros(2, 5, 4, 3)},
             ["input_gain has shape (2, 5, 4, 3)", "one normaliser a head", "(2|1, 5|1, 4)", "multiply it into u"],
         ),
+        ({"log_normalizer": torch.zeros(2, 5, 2)}, ["log_normalizer has shape (2, 5, 2)", "(2, 5, 4)"]),
+        (
+            {"log_normalizer": torch.zeros(2, 5, 4, 3)},
+            ["log_normalizer has shape (2, 5, 4, 3)", "one normaliser a head"],
+        ),
+        (
+            {"log_normalizer": torch.zeros(2, 5, 4), "normalized": True},
+            ["log_normalizer has shape (2, 5, 4) and normalized is True", "one normaliser a head"],
+        ),
         ({"starts": torch.zeros(2, 4, dtype=torch.bool)}, ["starts", "(2, 4)", "booleans (2, 5)"]),
         ({"starts": torch.zeros(2, 5)}, ["starts is torch.float32", "booleans (2, 5)"]),
         ({"lengths": torch.zeros(5, dtype=torch.int64)}, ["lengths", "(5,)", "integers (2,)"]),

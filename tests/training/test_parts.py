@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import dsf_models
+from tests.contract import NEEDED
 from training.config import OptimizerConfig, ScheduleConfig
 from training.data import batch_indices, parts_of_process
 from training.metrics import MetricsLog, Score, score_split
@@ -45,8 +46,9 @@ def test_processes_and_parts_share_a_batch_without_loss() -> None:
 
 
 def tiny(architecture: str) -> PreTrainedModel:
+    depth = NEEDED.get(architecture, {"num_hidden_layers": 1})
     config = AutoConfig.for_model(
-        f"dsf_{architecture}", hidden_size=16, num_hidden_layers=1, vocab_size=8, conv_kernel=4, use_bias=True
+        f"dsf_{architecture}", hidden_size=16, vocab_size=8, conv_kernel=4, use_bias=True, **depth
     )
     return AutoModelForCausalLM.from_config(config)
 

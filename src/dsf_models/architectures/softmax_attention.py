@@ -3,7 +3,8 @@
     y_i = Σ_{j<=i} exp(s_ij) v_j / η_i        s_ij = q_i^T k_j / √n        η_i = Σ_{l<=i} exp(s_il)
     Λ_i = (η_{i-1} / η_i) I        B_i = (1 / η_i) I ⊗ ψ(k_i)        C_i = I ⊗ φ(q_i)^T        D = 0
 
-φ and ψ are the infinite Taylor features of exp; `SoftmaxSystem.truncated` cuts them off.
+φ and ψ are the infinite Taylor features of exp; `SoftmaxSystem.truncated` cuts them off. With a sliding window of W
+positions the sums start at j = i - W + 1.
 
 Sources: Vaswani et al. 2017; Sieber et al. 2024 (arXiv 2405.15731).
 """
@@ -11,9 +12,16 @@ Sources: Vaswani et al. 2017; Sieber et al. 2024 (arXiv 2405.15731).
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    and_masks,
+    packed_sequence_mask_function,
+    sliding_window_causal_mask_function,
+)
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -27,8 +35,10 @@ from ..backbone import (
     DSFForTokenClassification,
     DSFMixer,
     DSFModel,
+    DSFSlidingLayer,
     TokenLayout,
     checked_layer,
+    next_window,
     register_architecture,
     rotate,
 )
@@ -59,6 +69,8 @@ class SoftmaxAttentionConfig(DSFConfig):
     """Heads of keys and values, shared by groups of query heads. Default: num_heads."""
     attention_dropout: float | int = 0.0
     """Dropout of the attention weights."""
+    sliding_window: int | None = None
+    """Number of positions W that a query sees, its own among them; None for all."""
     rope_parameters: RopeParameters | dict | None = None
     """Rotary settings of transformers (rope_type, rope_theta, …), for position_embedding="rope"."""
 
@@ -70,7 +82,9 @@ class SoftmaxAttentionConfig(DSFConfig):
 
     @property
     def cache_layer_type(self) -> str:
-        """Keys and values, with the convolution's window where there is one."""
+        """Keys and values of a window or of all positions, with the convolution's window where there is one."""
+        if self.sliding_window is not None:
+            return "dsf_sliding"
         return "dsf_attention" if self.conv_kernel else "full_attention"
 
     def validate_architecture(self) -> None:
@@ -88,6 +102,12 @@ class SoftmaxAttentionConfig(DSFConfig):
             self.attention_dropout,
             "give a probability in [0, 1).",
         )
+        require(
+            self.sliding_window is None or self.sliding_window >= 2,
+            "sliding_window",
+            self.sliding_window,
+            "give the number of positions seen, at least 2, or None for all.",
+        )
 
 
 class SoftmaxAttentionMixer(DSFMixer):
@@ -101,6 +121,7 @@ class SoftmaxAttentionMixer(DSFMixer):
         self.scaling = config.state_size**-0.5
         self.is_causal = True
         self.attention_dropout = config.attention_dropout
+        self.sliding_window = config.sliding_window
         self.split_sizes = [
             config.num_heads * config.state_size,
             config.num_key_value_heads * config.state_size,
@@ -147,15 +168,89 @@ class SoftmaxAttentionMixer(DSFMixer):
             kwargs: options of the attention backend.
 
         Returns:
-            (b, t, hidden_size), and the attention weights (b, h, t, t) where the backend returns them.
+            (b, t, hidden_size), and the attention weights (b, h, t, t) where the backend returns them; with a sliding
+            window those of gathered tokens, the window's keys first.
         """
-        q, k, v = (x.transpose(1, 2) for x in self.heads(self._mixed_qkv(hidden, layout, cache), position_embeddings))
+        q, k, v = self.heads(self._mixed_qkv(hidden, layout, cache), position_embeddings)
+        if self.sliding_window is not None:
+            return self._within_window(q, k, v, hidden, layout, cache, kwargs)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
+        y, weights = self._attend(q.transpose(1, 2), k, v, attention_mask, kwargs)
+        return self.finish(y.flatten(2), hidden), weights
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the attention backend on (b, heads, positions, width)."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        y, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.finish(y.flatten(2), hidden), weights
+        return attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, **options)
+
+    def _within_window(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        hidden: Tensor,
+        layout: TokenLayout,
+        cache: Cache | None,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to the last W real tokens of the document: like a convolution, on gathered tokens and a window."""
+        q, k, v = (layout.gather(x.flatten(2)) for x in (q, k, v))
+        # The last feature tells of a token; in a window it is 0 where there is none.
+        keys = torch.cat([k, v, torch.ones_like(k[..., :1])], dim=-1)
+        past = None
+        if cache is not None:
+            layer, keep = checked_layer(cache, self.layer_idx, DSFSlidingLayer), self.sliding_window - 1
+            past = layer.read_keys()
+            seen = F.pad(keys, (0, 0, keep, 0)) if past is None else torch.cat([past.to(keys.dtype), keys], dim=1)
+            layer.write_keys(next_window(seen, keep, layout), hidden.shape[1])
+            keys = keys if past is None else seen
+        mask = self._window_mask(keys[..., -1] != 0 if past is not None else None, hidden, keys.shape[1], layout)
+        k, v, _ = keys.split([*self.split_sizes[1:], 1], dim=-1)
+        q, k = (x.unflatten(-1, (-1, self.state_size)).transpose(1, 2) for x in (q, k))
+        v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        y, weights = self._attend(q, k, v, mask, {"sliding_window": self.sliding_window, **options})
+        return layout.scatter(self.finish(y.flatten(2), layout.gather(hidden))), weights
+
+    def _window_mask(self, real: Tensor | None, hidden: Tensor, num_keys: int, layout: TokenLayout) -> Any:
+        """Return the backend's mask of gathered tokens, whose keys are `num_keys`, those of the window first.
+
+        Args:
+            real: (b, num_keys) False where the window holds no token; None without a window.
+            hidden: (b, t, hidden_size), for sizes only.
+            num_keys: W - 1 + t with a window, else t.
+            layout: document starts.
+
+        Raises:
+            ValueError: FlashAttention is told of documents that begin behind a cached window.
+        """
+        batch, length = hidden.shape[:2]
+        allowed = sliding_window_causal_mask_function(self.sliding_window)
+        if layout.starts is not None:
+            if real is not None and "flash" in self.config._attn_implementation:
+                raise ValueError(
+                    "FlashAttention takes packed documents or a cached window, not both: give one document a row, or "
+                    'use attn_implementation="sdpa".'
+                )
+            documents = F.pad(layout.starts.long().cumsum(1), (num_keys - length, 0))
+            allowed = and_masks(allowed, packed_sequence_mask_function(documents))
+        return ALL_MASK_ATTENTION_FUNCTIONS[self.config._attn_implementation](
+            batch_size=batch,
+            q_length=length,
+            kv_length=num_keys,
+            q_offset=num_keys - length,
+            mask_function=allowed,
+            attention_mask=real,
+            local_size=self.sliding_window,
+            allow_is_causal_skip=real is None and layout.starts is None,
+            dtype=hidden.dtype,
+            device=hidden.device,
+            config=self.config,
+        )
 
     def _mixed_qkv(self, hidden: Tensor, layout: TokenLayout, cache: Cache | None) -> Tensor:
         """Return q, k, v side by side after the short convolution, in slot order."""
@@ -176,7 +271,15 @@ class SoftmaxAttentionMixer(DSFMixer):
         """Return the exact system of softmax attention at these arguments (real tokens first in each row)."""
         q, k, v = self.heads(self._mixed_qkv(hidden, layout, None), position_embeddings)
         q, k, v = (layout.gather(x.flatten(2)).unflatten(-1, x.shape[2:]) for x in (q, k, v))
-        return SoftmaxSystem(q=q, k=k, u=v, scale=self.scaling, starts=layout.starts, lengths=layout.lengths)
+        return SoftmaxSystem(
+            q=q,
+            k=k,
+            u=v,
+            scale=self.scaling,
+            starts=layout.starts,
+            lengths=layout.lengths,
+            window=self.sliding_window,
+        )
 
 
 class _SoftmaxAttentionCapabilities:

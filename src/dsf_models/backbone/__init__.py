@@ -1,7 +1,8 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
-from .cache import DSFAttentionLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
+from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
+from .layers import next_window
 from .layout import TokenLayout
 from .mixer import DSFMixer, softplus_inverse
 from .modeling import (
@@ -26,12 +27,14 @@ __all__ = [
     "DSFMixer",
     "DSFModel",
     "DSFPreTrainedModel",
+    "DSFSlidingLayer",
     "DSFStateLayer",
     "DSFStaticAttentionLayer",
     "TokenLayout",
     "checked_layer",
     "get_architecture",
     "list_architectures",
+    "next_window",
     "register_architecture",
     "rotate",
     "softplus_inverse",

@@ -21,22 +21,22 @@ from transformers.cache_utils import (
 
 from .compat import CACHE_NAME
 
-__all__ = ["DSFAttentionLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer"]
+__all__ = ["DSFAttentionLayer", "DSFSlidingLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer"]
 
 
 class _WindowMixin:
     """Reads and writes of the convolution window (b, K - 1, d), shared by the layers that have one."""
 
-    def read_window(self) -> Tensor | None:
-        """Return the last K - 1 convolution inputs, or None before the first write."""
-        return self.conv_states[0] if self.has_previous_state[0] else None
+    def read_window(self, index: int = 0) -> Tensor | None:
+        """Return the last K - 1 convolution inputs (or the window of another index), or None before the first write."""
+        return self.conv_states[index] if self.has_previous_state[index] else None
 
-    def write_window(self, window: Tensor) -> None:
+    def write_window(self, window: Tensor, index: int = 0) -> None:
         """Store the window in place (a static address, for compiled decoding)."""
-        if not self.is_conv_states_initialized[0]:
-            LinearAttentionLayer.lazy_initialization(self, conv_states=window)
-        self.conv_states[0].copy_(window.detach())
-        self.has_previous_state[0] = True
+        if not self.is_conv_states_initialized[index]:
+            LinearAttentionLayer.lazy_initialization(self, conv_states=window, state_idx=index)
+        self.conv_states[index].copy_(window.detach())
+        self.has_previous_state[index] = True
 
     def _map_states(self, function: Callable[[Tensor], Tensor]) -> None:
         for states in (self.conv_states, self.recurrent_states):
@@ -132,6 +132,29 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         self._map_states(lambda state: state[indices])
 
 
+class DSFSlidingLayer(DSFStateLayer):
+    """Keys and values of the last real tokens that sliding-window attention still sees, and the convolution's window.
+
+    transformers' own sliding layers keep the last slots, pads among them; in these a pad pushes no token out.
+    """
+
+    _layer_type = "dsf_sliding"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(number_of_states=2)
+
+    def read_keys(self) -> Tensor | None:
+        """Return keys and values side by side (b, W - 1, d), or None before the first write."""
+        return self.read_window(1)
+
+    def write_keys(self, keys: Tensor, num_tokens: int) -> None:
+        """Store keys and values in place, and count the tokens that led to them."""
+        if not self.is_conv_states_initialized[1]:
+            self.lazy_initialization(conv_states=keys, state_idx=1)
+        self.write_window(keys, 1)
+        self.cumulative_length.add_(num_tokens)
+
+
 class DSFAttentionLayer(_WindowMixin, LinearAttentionAndFullAttentionLayer):
     """Growing keys and values of a softmax layer with a short convolution, and the convolution's window."""
 
@@ -173,17 +196,20 @@ class DSFStaticAttentionLayer(_WindowMixin, LinearAttentionAndStaticFullAttentio
 
 
 STATIC_LAYER_TYPE_MAPPING["dsf_state"] = DSFStateLayer
+STATIC_LAYER_TYPE_MAPPING["dsf_sliding"] = DSFSlidingLayer
 
 
-def checked_layer(cache: Cache, layer_idx: int) -> DSFStateLayer | DSFAttentionLayer | DSFStaticAttentionLayer:
-    """Return the cache layer of a mixer.
+def checked_layer(
+    cache: Cache, layer_idx: int, kind: type = _WindowMixin
+) -> DSFStateLayer | DSFAttentionLayer | DSFStaticAttentionLayer:
+    """Return the cache layer of a mixer, which must be of this kind.
 
     Raises:
         ValueError: the cache was built without the model's configuration, so it holds keys and values instead of
             states.
     """
     layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
-    if not isinstance(layer, _WindowMixin):
+    if not isinstance(layer, kind):
         raise ValueError(
             f"{CACHE_NAME} holds {'nothing' if layer is None else type(layer).__name__} for layer {layer_idx}, where a "
             "recurrent state or a convolution window belongs: "

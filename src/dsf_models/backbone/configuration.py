@@ -117,6 +117,10 @@ class DSFConfig(PreTrainedConfig):
     """"declared": what each source states. "as_released": what the DSF paper's code does, which draws every projection
     anew (so that every Δ starts at softplus(0)) and scales down those into the residual stream."""
 
+    embedding_scale: float | int = 1.0
+    """Factor of the token embeddings (Gemma's is √hidden_size)."""
+    logit_softcap: float | int | None = None
+    """Bound c of the language model's logits, c · tanh(logits / c); None for none."""
     tie_word_embeddings: bool = False
     """Whether the language-model head shares the embedding's weights."""
     label_alignment: Literal["next", "same"] = "next"
@@ -136,7 +140,7 @@ class DSFConfig(PreTrainedConfig):
             if alias in kwargs:
                 setattr(self, field, kwargs.pop(alias))
         self._refuse_unknown(kwargs)
-        self._require_positive("hidden_size", "num_heads", "expand")
+        self._require_positive("hidden_size")
         self.fill_defaults()
         super().__post_init__(**kwargs)
         # The strict base class runs the validators too, but wraps what they raise.
@@ -145,6 +149,12 @@ class DSFConfig(PreTrainedConfig):
 
     def fill_defaults(self) -> None:
         """Replace None by the default that depends on other fields."""
+        self._fill_head_dim()
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+
+    def _fill_head_dim(self) -> None:
+        self._require_positive("num_heads", "expand")
         if self.head_dim is None:
             inner = self.expand * self.hidden_size
             require(
@@ -154,8 +164,6 @@ class DSFConfig(PreTrainedConfig):
                 f"does not divide expand · hidden_size = {inner:g}; choose a divisor, or set head_dim.",
             )
             self.head_dim = int(inner // self.num_heads)
-        if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size
 
     @property
     def inner_size(self) -> int:
@@ -173,7 +181,12 @@ class DSFConfig(PreTrainedConfig):
         return "dsf_state"
 
     def layer_config(self, layer_idx: int) -> "DSFConfig":
-        """Return the configuration of one layer: this one, unless layers differ (hybrid)."""
+        """Return the configuration of one layer: this one, unless layers differ."""
+        return self
+
+    @property
+    def rotary_config(self) -> "DSFConfig":
+        """The configuration of the layers that rotate queries and keys."""
         return self
 
     # ---- validation: every `validate_*` method runs at construction and before saving ------------------------------
@@ -195,9 +208,32 @@ class DSFConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
-        self._require_positive(
-            "vocab_size", "num_hidden_layers", "head_dim", "state_size", "channel_mixer_depth", "intermediate_size"
+        self._require_positive("vocab_size", "num_hidden_layers", "channel_mixer_depth", "intermediate_size")
+        self._validate_mixer()
+        require(not self.is_encoder_decoder, "is_encoder_decoder", True, "every architecture here is a decoder.")
+        self._require_activation("hidden_act")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
+        self._require_positive("norm_eps", "initializer_range", "embedding_scale")
+        require(
+            self.logit_softcap is None or 0 < self.logit_softcap < math.inf,
+            "logit_softcap",
+            self.logit_softcap,
+            "give a positive and finite bound, or None for none.",
         )
+        for name, only in self.fixed_fields.items():
+            value = getattr(self, name)
+            require(value == only, name, value, f"{self.model_type} leaves no choice but {only}: leave {name} out.")
+        require(
+            self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
+            "channel_mixer_depth",
+            self.channel_mixer_depth,
+            f'only channel_mixer="mlp" has more than one hidden layer; channel_mixer is {self.channel_mixer!r}.',
+        )
+        self._validate_positions()
+
+    def _validate_mixer(self) -> None:
+        """Raise where the shared fields of the mixer do not fit together."""
+        self._require_positive("head_dim", "state_size")
         for name, only in self.fixed_fields.items():
             value = getattr(self, name)
             require(value == only, name, value, f"{self.model_type} leaves no choice but {only}: leave {name} out.")
@@ -214,18 +250,7 @@ class DSFConfig(PreTrainedConfig):
             self.conv_kernel,
             "use 0 (none) or at least 2 taps.",
         )
-        require(not self.is_encoder_decoder, "is_encoder_decoder", True, "every architecture here is a decoder.")
         self._require_activation("gate", allow_none=True)
-        self._require_activation("hidden_act")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
-        self._require_positive("norm_eps", "initializer_range")
-        require(
-            self.channel_mixer_depth == 1 or self.channel_mixer == "mlp",
-            "channel_mixer_depth",
-            self.channel_mixer_depth,
-            f'only channel_mixer="mlp" has more than one hidden layer; channel_mixer is {self.channel_mixer!r}.',
-        )
-        self._validate_positions()
 
     def _validate_positions(self) -> None:
         limit = self.max_position_embeddings

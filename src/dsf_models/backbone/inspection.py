@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import NotADynamicalSystemError
 from ..system import DSFSystem, SoftmaxSystem
 from .layout import TokenLayout
 from .mixer import DSFMixer
@@ -34,7 +35,7 @@ class InspectionMixin:
         Raises:
             ValueError: a cache was given; a system is that of a whole sequence.
         """
-        return [mixer.observed_system(*args, **kwargs) for mixer, args, kwargs in self._observe(input_ids, inputs)]
+        return [_system_or_none(*call) for call in self._observe(input_ids, inputs)]
 
     def transfer_matrix(self, layer: int, input_ids: Tensor | None = None, **inputs: Any) -> Tensor:
         """Return Φ of one layer in float64, rows and columns in the order of the input's slots (pads are zero).
@@ -49,6 +50,7 @@ class InspectionMixin:
 
         Raises:
             ValueError: the layer does not exist, or a cache was given.
+            NotADynamicalSystemError: the layer's mixer has no system.
         """
         if not -self.config.num_hidden_layers <= layer < self.config.num_hidden_layers:
             raise ValueError(f"layer={layer}: the model has {self.config.num_hidden_layers} layers, counted from 0.")
@@ -78,6 +80,13 @@ class InspectionMixin:
             for hook in hooks:
                 hook.remove()
         return seen
+
+
+def _system_or_none(mixer: DSFMixer, args: tuple, kwargs: dict[str, Any]) -> DSFSystem | SoftmaxSystem | None:
+    try:
+        return mixer.observed_system(*args, **kwargs)
+    except NotADynamicalSystemError:
+        return None
 
 
 def _in_slot_order(phi: Tensor, layout: TokenLayout) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "ShortConvolution",
     "build_channel_mixer",
     "build_norm",
+    "next_window",
     "residual_std",
 ]
 
@@ -112,23 +113,33 @@ class ShortConvolution(nn.Module):
         inputs = torch.cat([past, x], dim=1)
         taps = self.weight.squeeze(1).t()
         y = self.activation(causal_convolution(inputs, taps, self.bias, layout.starts))
-        return y, self._next_window(inputs, layout)
+        return y, next_window(inputs, self.kernel_size - 1, layout)
 
-    def _next_window(self, inputs: Tensor, layout: TokenLayout) -> Tensor:
-        keep = self.kernel_size - 1
-        if layout.lengths is None and layout.starts is None:
-            return inputs[:, -keep:]
-        length = inputs.shape[1] - keep
-        lengths = layout.lengths
-        if lengths is None:
-            lengths = torch.full((inputs.shape[0],), length, device=inputs.device)
-        slots = lengths[:, None] + torch.arange(keep, device=inputs.device)
-        tail = inputs.gather(1, slots[..., None].expand(-1, -1, inputs.shape[2]))
-        if layout.starts is None:
-            return tail
-        document = F.pad(layout.starts.long().cumsum(1), (keep, 0))
-        current = document.gather(1, lengths[:, None] + keep - 1)
-        return tail.masked_fill((document.gather(1, slots) != current)[..., None], 0.0)
+
+def next_window(inputs: Tensor, keep: int, layout: TokenLayout) -> Tensor:
+    """Return the last `keep` inputs of each row's current document, zeros where it is shorter.
+
+    Args:
+        inputs: the `keep` inputs before the segment and its gathered ones, (b, keep + t, d).
+        keep: length of the window.
+        layout: lengths and document starts of the rows.
+
+    Returns:
+        (b, keep, d), which end at each row's last real token.
+    """
+    if layout.lengths is None and layout.starts is None:
+        return inputs[:, -keep:]
+    length = inputs.shape[1] - keep
+    lengths = layout.lengths
+    if lengths is None:
+        lengths = torch.full((inputs.shape[0],), length, device=inputs.device)
+    slots = lengths[:, None] + torch.arange(keep, device=inputs.device)
+    tail = inputs.gather(1, slots[..., None].expand(-1, -1, inputs.shape[2]))
+    if layout.starts is None:
+        return tail
+    document = F.pad(layout.starts.long().cumsum(1), (keep, 0))
+    current = document.gather(1, lengths[:, None] + keep - 1)
+    return tail.masked_fill((document.gather(1, slots) != current)[..., None], 0.0)
 
 
 class MLPChannelMixer(nn.Module):

@@ -119,13 +119,17 @@ class DSFMixer(nn.Module):
         """
         layer = checked_layer(cache, self.layer_idx) if cache is not None else None
         gathered = layout.gather(hidden)
+        return layout.scatter(self.finish(self.mix(gathered, layout, layer), gathered)), None
+
+    def mix(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> Tensor:
+        """Return the core's output at gathered hidden states, (b, t, d); reads and writes the cached state."""
         system = self.system_at(gathered, layout, layer)
         if layer is None:
             y, _ = engine.evaluate(system)
         else:
             y, state = engine.evaluate(system, state=layer.read_state(), overwrite_state=True)
-            layer.write_state(state, hidden.shape[1])
-        return layout.scatter(self.finish(y.flatten(2), gathered)), None
+            layer.write_state(state, gathered.shape[1])
+        return y.flatten(2)
 
     def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem:
         """Return the system at gathered hidden states, documents and lengths written into it; advances the window."""

@@ -3,6 +3,7 @@
 Letters: b batch, t time, d hidden_size, v vocabulary.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -61,10 +62,17 @@ logger = logging.get_logger(__name__)
 ATTENTION_LAYER_TYPES = ("full_attention", "dsf_attention")
 """Cache layer types of layers that hold keys and values, and so need a causal mask."""
 
+
+def _causal_mask(layer_type: str, config: DSFConfig, **kwargs: Any) -> Any:
+    """Return the attention backend's causal mask for layers of one type, which transformers sizes by the first one."""
+    return create_causal_mask(config=config, layer_idx=config.layer_types.index(layer_type), **kwargs)
+
+
 # transformers prepares masks ahead of a compiled decoding step only if every layer type has a mask function.
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_state"] = recurrent_mask
+LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_sliding"] = {"dsf_state": recurrent_mask}
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
-    "dsf_attention": create_causal_mask,
+    "dsf_attention": partial(_causal_mask, "dsf_attention"),
     "dsf_state": recurrent_mask,
 }
 
@@ -179,7 +187,7 @@ class DSFModel(DSFPreTrainedModel):
         if config.position_embedding == "learned":
             self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding == "rope":
-            self.rotary_emb = DSFRotaryEmbedding(config)
+            self.rotary_emb = DSFRotaryEmbedding(config.rotary_config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DSFBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, config.hidden_size)
@@ -188,6 +196,7 @@ class DSFModel(DSFPreTrainedModel):
         )
         self.layer_types = config.layer_types
         self.keeps_keys = bool(set(self.layer_types) & set(ATTENTION_LAYER_TYPES))
+        self.attends = self.keeps_keys or "dsf_sliding" in self.layer_types
         self.gradient_checkpointing = False
         self._keep_transition_parameters_in_float32()
         self.post_init()
@@ -258,8 +267,10 @@ class DSFModel(DSFPreTrainedModel):
             cache = DynamicCache(config=self.config)
         if self.keeps_keys:
             self._add_causal_masks(masks, hidden, full_mask, cache, layout)
-            if layout.documents is not None:
-                kwargs = self._varlen_keywords(layout, full_mask) | kwargs
+        if self.attends and layout.documents is not None:
+            kwargs = self._varlen_keywords(layout, full_mask) | kwargs
+        if self.config.embedding_scale != 1:
+            hidden = hidden * self.config.embedding_scale
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
@@ -317,8 +328,9 @@ class DSFModel(DSFPreTrainedModel):
                     "softmax attention cannot cache packed documents: pass use_cache=False, or one document a row."
                 )
             same_document = packed_sequence_mask_function(layout.documents) if layout.documents is not None else None
-            masks[layer_type] = create_causal_mask(
-                config=self.config,
+            masks[layer_type] = _causal_mask(
+                layer_type,
+                self.config,
                 inputs_embeds=hidden,
                 attention_mask=full_mask,
                 position_ids=None,
@@ -400,6 +412,8 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if (cap := self.config.logit_softcap) is not None:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             mask = recurrent_mask(self.config, labels, attention_mask) if isinstance(attention_mask, Tensor) else None

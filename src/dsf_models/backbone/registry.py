@@ -23,7 +23,8 @@ class Architecture:
     """What an architecture file registers: configuration, mixer, Hugging Face classes, and Λ, B, C in a line each."""
 
     config_class: type[DSFConfig]
-    mixer_class: type[DSFMixer]
+    mixer_class: type[DSFMixer] | None
+    """None where every layer has the mixer of another architecture."""
     model_class: type
     causal_lm_class: type
     sequence_classification_class: type
