@@ -10,6 +10,7 @@ from dsf_models.engine import backends, choose_backend, evaluate, evaluate_seque
 from dsf_models.engine.backends import fla, imports
 from dsf_models.system import DSFSystem
 from dsf_models.transitions import DeltaRule, DSFSystemError
+from tests import contract
 from tests.engine.random_systems import DECAYS, Case, assert_outcomes_match, outcome, random_case
 from tests.engine.stand_ins import STAND_INS
 
@@ -278,6 +279,32 @@ def test_unknown_backends_are_refused(name):
     ):
         with pytest.raises(DSFSystemError, match=f"backend={name!r} is unknown: use one of 'auto', 'torch', 'fla'"):
             call()
+
+
+# ---- whole models ----------------------------------------------------------------------------------------------------
+
+WITHOUT_OPS = ("lstm", "s4", "softmax_attention")
+"""Architectures that no operation computes."""
+
+
+@contract.every("default")
+@torch.no_grad()
+def test_models_come_out_alike(called, monkeypatch, name, case):
+    """Left pads, documents, and a prompt that is read by the operations and continued by torch."""
+    monkeypatch.setattr(fla, "_allows_tf32", lambda: True)
+    model, mask = contract.fresh(name, case), contract.padding_mask("left")
+    ids = contract.place(contract.sequences(), mask, contract.PAD)
+    for inputs in (
+        {"input_ids": ids, "attention_mask": mask.long()},
+        contract.packed(contract.sequences())["position_ids"],
+    ):
+        with use_backend("torch"):
+            expected = model(**inputs).logits
+        contract.assert_close(model(**inputs).logits, expected, contract.TOLERANCE[torch.float32])
+    with use_backend("torch"):
+        tokens = contract.generate(model, ids, attention_mask=mask.long())
+    assert torch.equal(contract.generate(model, ids, attention_mask=mask.long()), tokens)
+    assert bool(called) == (name not in WITHOUT_OPS)
 
 
 # ---- torch.compile ---------------------------------------------------------------------------------------------------
