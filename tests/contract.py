@@ -75,6 +75,10 @@ _OF_SOME = {
     "allow_negative_eigenvalues": True,
 }
 """Fields that some architectures have, at a value that differs from their default; set in "full" and "rope"."""
+_OWN_VARIANTS = {
+    "ssd": {"channel": {"time_step_bias": "channel", "n_groups": 2}, "constant": {"decay": "constant", "n_groups": 2}}
+}
+"""Forms of single architectures that take another path through their mixer."""
 
 
 NEEDED = {"hybrid": {"mixers": ["ssd", "softmax_attention"]}}
@@ -115,6 +119,7 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         found = {case: NEEDED[name] | fields | HYBRIDS.get(case, {}) for case, fields in found.items()}
     if hasattr(config_class, "minimal"):
         found["minimal"] = small | {"num_heads": 1}
+    found |= {case: small | fields for case, fields in _OWN_VARIANTS.get(name, {}).items()}
     return found
 
 

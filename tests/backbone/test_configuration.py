@@ -234,6 +234,12 @@ ALIVE = {
     "time_step_max": Alive([0.1, 0.2], parameters_of_the_transition),
     "time_step_limit": Alive([None, (0.0, 0.3), (1.0, 2.0)]),
     "a_init_range": Alive([(1.0, 16.0), (1.0, 2.0)], parameters_of_the_transition),
+    "decay": Alive(["selective", "constant"]),
+    "time_step_bias": Alive(["head", "channel"]),
+    # S6.
+    "time_step_rank": Alive([1, 2, 3]),
+    "time_step_floor": Alive([0.0001, 0.05], parameters_of_the_transition),
+    "conv_activation": Alive(["silu", "relu"], beside={"conv_kernel": 3}),
     # GLA.
     "decay_rank": Alive([16, 2]),
     "decay_temperature": Alive([16, 4.0]),
@@ -381,6 +387,15 @@ NONSENSE_OF_SOME = [
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
+    ({"a_init_range": (2.0, 1.0), "decay": "constant"}, ["a_init_range=[2.0, 1.0]", "two finite numbers"]),
+    (
+        {"time_step_bias": "channel", "decay": "constant"},
+        ["time_step_bias='channel'", 'decay="constant"', 'use "head"'],
+    ),
+    ({"time_step_rank": 0}, ["time_step_rank=0", "positive"]),
+    ({"time_step_floor": 0.2}, ["time_step_floor=0.2", "at most time_step_max=0.1"]),
+    ({"time_step_floor": 0.0}, ["time_step_floor=0.0", "positive"]),
+    ({"conv_activation": "sliu"}, ["conv_activation='sliu'", "unknown activation", "silu"]),
     ({"a_init_range": (1.0, float("nan"))}, ["a_init_range=[1.0, nan]", "finite"]),
 ]
 ROPE = {"position_embedding": "rope"}
@@ -495,6 +510,7 @@ def other_values(name):
     """Return the last value of the table for every field that fits beside the others."""
     beside = MLP | {"position_embedding": "learned"}
     skipped = {"channel_mixer", "position_embedding", "rope_parameters", "head_dim", "expand", "num_heads", "n_groups"}
+    skipped |= {"decay"}  # a bias per channel goes with one value only
     fields = fields_of(CONFIG_CLASSES[name]).keys() - CONFIG_CLASSES[name].fixed_fields.keys()
     return {key: alive.values[-1] for key, alive in ALIVE.items() if key in fields and key not in skipped} | beside
 

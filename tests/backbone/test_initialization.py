@@ -50,8 +50,9 @@ def test_what_was_a_bias_starts_at_zero(name):
             assert not getattr(mixer, key).any(), key
 
 
-def test_every_released_step_starts_at_softplus_of_zero():
-    model = released("ssd")
+@pytest.mark.parametrize("name", ["s6", "ssd"])
+def test_every_released_step_starts_at_softplus_of_zero(name):
+    model = released(name)
     system = model.dsf_systems(input_ids=torch.arange(1, 10)[None])[0]
     assert system.input_gain.mean().item() == pytest.approx(math.log(2), abs=0.01)
 

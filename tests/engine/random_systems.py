@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
-from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, KeyDiagonal, multiply_pairs
+from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, FactoredDecay, KeyDiagonal, multiply_pairs
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
-STRUCTURES = ("scalar", "key_diagonal", "elementwise", "dplr", "delta_rule", "delta_rule_at_B")
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "factored", "dplr", "delta_rule", "delta_rule_at_B")
 """Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
 CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
@@ -95,6 +95,8 @@ class Case:
         if self.structure == "elementwise":
             decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
             return {"decay": decay * self._sign(decay) if self.signed else decay}
+        if self.structure == "factored":
+            return self._factored_tensors(lead, generator)
         if self.structure == "dplr":
             return _dplr_tensors(self.decay, self.heads, self.states, generator)
         if self.structure == "key_diagonal":
@@ -109,6 +111,13 @@ class Case:
             key = torch.randn(*lead, self.groups_C, self.states, generator=generator, dtype=torch.float64)
             tensors["key"] = F.normalize(key, dim=-1)
         return tensors
+
+    def _factored_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        heads, states, width = (self.heads, self.states, self.width) if self.decay_per_head else (1, 1, 1)
+        # The gradient of a rate is Δ times something: Δ must be finite. exp(-5000) is 0 in every precision.
+        delta = -_log_decays(self.decay, (*lead, heads, width), generator).clamp(-1e4, 0)
+        rate = torch.rand(self.heads, states, width, generator=generator, dtype=torch.float64) + 0.5
+        return {"delta": delta, "rate": rate}
 
     def _lead(self, name: str) -> tuple[int, int]:
         batch = 1 if f"{name} batch" in self.broadcasts else self.batch
@@ -133,6 +142,8 @@ class Case:
             return Identity()
         if self.structure == "elementwise":
             return ElementwiseDecay(tensors["decay"])
+        if self.structure == "factored":
+            return FactoredDecay(tensors["delta"], tensors["rate"])
         if self.structure == "dplr":
             return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
         log_decay = tensors["log_decay"]

@@ -13,6 +13,7 @@ KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
     "elementwise": Case(structure="elementwise", D=1, input_gain=4, signed=True, starts=(0, 3), lengths=(11, 6)),
     "identity": Case(decay=None, normalized=True),
+    "factored": Case(structure="factored", starts=(3,), lengths=(11, 6), D=2, input_gain=4),
     "key_diagonal": Case(structure="key_diagonal", signed=True, groups_C=4, starts=(3,), lengths=(11, 6)),
     "delta_rule": Case(structure="delta_rule", D=1, input_gain=3, starts=(3,), lengths=(11, 6)),
     "delta_rule_at_B": Case(structure="delta_rule_at_B", signed=True, input_gain=4),

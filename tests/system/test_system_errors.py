@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsf_models.system import DSFSystem, DSFSystemError, Identity, ScalarDecay
-from dsf_models.transitions import ElementwiseDecay
+from dsf_models.transitions import ElementwiseDecay, FactoredDecay
 
 BATCH, LENGTH, HEADS, WIDTH, GROUPS, STATES = 2, 5, 4, 3, 2, 6
 
@@ -65,6 +65,22 @@ def test_the_systems_below_differ_from_one_that_fits():
         ({"transition": ScalarDecay(torch.zeros(2, 5))}, ["log_decay has shape (2, 5)", "(2|1, 5|1, 4|1)"]),
         ({"transition": ScalarDecay(torch.zeros(2, 5, 2))}, ["log_decay has shape (2, 5, 2)", "step and head"]),
         ({"transition": ScalarDecay(torch.zeros(2, 3, 4))}, ["log_decay has shape (2, 3, 4)", "broadcast"]),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4), torch.ones(4, 6, 3))},
+            ["delta has shape (2, 5, 4)", "(b, t, h, p) = (2|1, 5|1, 4|1, 3|1)"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 2), torch.ones(4, 6, 3))},
+            ["delta has shape (2, 5, 4, 2)", "3|1"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 3), torch.ones(4, 3, 6))},
+            ["rate has shape (4, 3, 6)", "(h, n, p) = (4|1, 6|1, 3|1)"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 3), torch.ones(4, 6, 3)), "normalized": True},
+            ["normalized is True", "'factored'", "leave normalized out"],
+        ),
         (
             {"transition": ScalarDecay(torch.zeros(2, 5, 4), torch.ones(1, 1, 4))},
             ["sign has shape (1, 1, 4)", "log_decay's (2, 5, 4)"],

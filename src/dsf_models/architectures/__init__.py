@@ -10,6 +10,7 @@ from . import (
     qlstm,
     rg_lru,
     s4,
+    s6,
     softmax_attention,
     ssd,
     taylor_attention,
@@ -23,6 +24,7 @@ from .normalized_attention import *  # noqa: F403
 from .qlstm import *  # noqa: F403
 from .rg_lru import *  # noqa: F403
 from .s4 import *  # noqa: F403
+from .s6 import *  # noqa: F403
 from .softmax_attention import *  # noqa: F403
 from .ssd import *  # noqa: F403
 from .taylor_attention import *  # noqa: F403
@@ -37,6 +39,7 @@ __all__ = [
     *qlstm.__all__,
     *rg_lru.__all__,
     *s4.__all__,
+    *s6.__all__,
     *softmax_attention.__all__,
     *ssd.__all__,
     *taylor_attention.__all__,

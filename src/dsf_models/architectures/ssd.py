@@ -4,7 +4,10 @@
     Δ_i = softplus(W_Δ u_i + b_Δ),  b_i = W_B u_i,  c_i = W_C u_i,  a = exp(A_log)
 
 The default is the Mamba-2 block (convolution over x, B and C; SiLU gate; gated norm). `SSDConfig.minimal` is the
-strict form of the DSF paper: one head, one a, nothing around it.
+strict form of the DSF paper: one head, one a, nothing around it. Two more forms of Λ:
+
+    time_step_bias="channel"    Δ_{i,c} = softplus(w_Δ^T u_i + b_{Δ,c}): one λ per channel, as in the paper's code
+    decay="constant"            λ = exp(-softplus(A)) at every position; Δ_i scales the input alone
 
 Sources: Dao & Gu 2024 (arXiv 2405.21060); Sieber et al. 2024 (arXiv 2405.15731).
 """
@@ -32,7 +35,7 @@ from ..backbone import (
 )
 from ..errors import require
 from ..system import DSFSystem
-from ..transitions import ScalarDecay
+from ..transitions import FactoredDecay, ScalarDecay, Transition
 
 __all__ = [
     "SSDConfig",
@@ -60,32 +63,41 @@ class SSDConfig(DSFConfig):
     """Norm behind the gate."""
     n_groups: int = 1
     """Groups of heads that share B and C."""
+    decay: Literal["selective", "constant"] = "selective"
+    """"selective": λ_i = exp(-Δ_i a). "constant": λ = exp(-softplus(A)), the same at every position."""
+    time_step_bias: Literal["head", "channel"] = "head"
+    """What b_Δ has an entry for; with "channel", Δ and λ differ between the channels of a head."""
     time_step_min: float | int = 0.001
     """Smallest Δ at initialisation."""
     time_step_max: float | int = 0.1
     """Largest Δ at initialisation."""
     time_step_limit: list[float | int] | tuple[float | int, ...] | None = None
     """Bounds that Δ is clamped to; None for none."""
-    a_init_range: list[float | int] | tuple[float | int, ...] = (1.0, 16.0)
-    """Range from which a = exp(A_log) is drawn at initialisation."""
+    a_init_range: list[float | int] | tuple[float | int, ...] | None = None
+    """Range from which a (or A, where decay="constant") is drawn at initialisation. Default: (1, 16), or (-8, -2)."""
 
     def fill_defaults(self) -> None:
         """Replace None by the default that depends on other fields, and ranges by lists, as JSON gives them back."""
         super().fill_defaults()
+        if self.a_init_range is None:
+            self.a_init_range = (1.0, 16.0) if self.decay == "selective" else (-8.0, -2.0)
         self.a_init_range = list(self.a_init_range)
         if self.time_step_limit is not None:
             self.time_step_limit = list(self.time_step_limit)
 
     @classmethod
     def minimal(cls, **fields: Any) -> "SSDConfig":
-        """Return the strict form of the DSF paper: one Δ_i and one a for all states, no convolution, gate or norm."""
+        """Return the strict form of the DSF paper: one Δ_i and one a for all states, no convolution, gate or norm.
+
+        With time_step_bias="channel" it is the form of the paper's code, in which a bias tells the channels apart.
+        """
         strict_form = {
             "num_heads": 1,
             "expand": 1,
             "conv_kernel": 0,
             "gate": "none",
             "output_norm": "none",
-            "a_init_range": (1.0, 1.0),
+            "a_init_range": None if fields.get("decay") == "constant" else (1.0, 1.0),
         }
         return cls(**{**strict_form, **fields})
 
@@ -106,7 +118,16 @@ class SSDConfig(DSFConfig):
             f"must be at most time_step_max={self.time_step_max}.",
         )
         self._require_range("time_step_limit", "non-negative", 0.0, math.inf)
-        self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)
+        if self.decay == "selective":
+            self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)
+        else:
+            self._require_range("a_init_range", "finite", -sys.float_info.max, sys.float_info.max)
+        require(
+            self.decay == "selective" or self.time_step_bias == "head",
+            "time_step_bias",
+            self.time_step_bias,
+            'with decay="constant" no Δ enters λ, which could then differ by channel: use "head".',
+        )
 
 
 class SSDMixer(DSFMixer):
@@ -122,8 +143,14 @@ class SSDMixer(DSFMixer):
         self.time_step_limit = config.time_step_limit
         self.split_sizes = [self.conv_width(config), config.num_heads]
         self.in_proj = nn.Linear(config.hidden_size, sum(self.split_sizes), bias=config.use_bias)
-        self.A_log = nn.Parameter(torch.empty(config.num_heads))
-        self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
+        self.selective, self.per_channel = config.decay == "selective", config.time_step_bias == "channel"
+        rate = nn.Parameter(torch.empty(config.num_heads))
+        if self.selective:
+            self.A_log = rate
+        else:
+            self.A = rate
+            self.transition_parameters = ("A", "dt_bias", "D")
+        self.dt_bias = nn.Parameter(torch.empty(config.inner_size if self.per_channel else config.num_heads))
         self.D = nn.Parameter(torch.empty(config.num_heads))
 
     @classmethod
@@ -137,14 +164,18 @@ class SSDMixer(DSFMixer):
         return config.n_groups
 
     def init_parameters(self) -> None:
-        """Draw a from a_init_range and Δ log-uniformly from [time_step_min, time_step_max]; D = 1.
+        """Draw a (or A) from a_init_range and Δ log-uniformly from [time_step_min, time_step_max]; D = 1.
 
         Intended spectrum at step 0: λ = exp(-Δ a) with Δ near softplus(dt_bias), so that with the defaults λ lies in
-        [exp(-1.6), exp(-0.001)] = [0.2, 0.999]: memories from one token to a thousand.
+        [exp(-1.6), exp(-0.001)] = [0.2, 0.999]: memories from one token to a thousand. Constant decays are
+        exp(-softplus(A)) in [0.881, 0.9997]: memories from eight tokens to three thousand.
         """
         config = self.config
-        init.uniform_(self.A_log, *config.a_init_range)
-        init.copy_(self.A_log, self.A_log.log())
+        if self.selective:
+            init.uniform_(self.A_log, *config.a_init_range)
+            init.copy_(self.A_log, self.A_log.log())
+        else:
+            init.uniform_(self.A, *config.a_init_range)
         low, high = math.log(config.time_step_min), math.log(config.time_step_max)
         init.uniform_(self.dt_bias, low, high)
         init.copy_(self.dt_bias, softplus_inverse(self.dt_bias.exp()))
@@ -160,17 +191,32 @@ class SSDMixer(DSFMixer):
         batch, length = conv_out.shape[:2]
         shared = self.n_groups * self.state_size
         x, B, C = conv_out.split_with_sizes([self.inner_size, shared, shared], dim=-1)
-        delta = F.softplus(rest + self.dt_bias)
-        if self.time_step_limit is not None:
-            delta = delta.clamp(*self.time_step_limit)
+        delta = self.time_step(rest)
         return DSFSystem(
             u=x.view(batch, length, self.num_heads, self.head_dim),
             B=B.view(batch, length, self.n_groups, self.state_size),
             C=C.view(batch, length, self.n_groups, self.state_size),
-            transition=ScalarDecay(delta * -self.A_log.exp()),
+            transition=self.transition(delta),
             D=self.D,
             input_gain=delta,
         )
+
+    def time_step(self, raw: Tensor) -> Tensor:
+        """Return Δ from its raw values (b, t, h): (b, t, h), or (b, t, h, p) with a bias per channel."""
+        if self.per_channel:
+            raw = raw[..., None] + self.dt_bias.view(self.num_heads, self.head_dim)
+        else:
+            raw = raw + self.dt_bias
+        delta = F.softplus(raw)
+        return delta if self.time_step_limit is None else delta.clamp(*self.time_step_limit)
+
+    def transition(self, delta: Tensor) -> Transition:
+        """Return Λ at these Δ."""
+        if not self.selective:
+            return ScalarDecay(-F.softplus(self.A)[None, None])
+        if self.per_channel:
+            return FactoredDecay(delta, self.A_log.exp()[:, None, None])
+        return ScalarDecay(delta * -self.A_log.exp())
 
 
 class SSDModel(DSFModel):

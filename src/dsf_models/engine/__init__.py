@@ -20,6 +20,7 @@ from ..transitions import (
     DeltaRule,
     DSFSystemError,
     ElementwiseDecay,
+    FactoredDecay,
     Identity,
     KeyDiagonal,
     ScalarDecay,
@@ -30,6 +31,7 @@ from .convolution import causal_convolution
 from .delta_rule import evaluate_delta_rule
 from .dplr import evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
+from .factored import evaluate_factored
 from .key_diagonal import evaluate_key_diagonal
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
@@ -55,6 +57,7 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    FactoredDecay: evaluate_factored,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
     DPLR: evaluate_chunked_dplr,

@@ -1,6 +1,7 @@
 """Structures of Λ, one file each: how a step acts on the state, its eigenvalues, and its products over time."""
 
 from .base import (
+    LOG2_E,
     LOG_ZERO,
     DSFSystemError,
     Transition,
@@ -14,6 +15,7 @@ from .base import (
 from .delta_rule import DeltaRule
 from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
+from .factored import FactoredDecay
 from .hippo import hippo_legs, hippo_legs_modes
 from .interrupted import Interrupted
 from .key_diagonal import KeyDiagonal
@@ -21,10 +23,12 @@ from .scalar import Identity, ScalarDecay
 
 __all__ = [
     "DPLR",
+    "LOG2_E",
     "LOG_ZERO",
     "DSFSystemError",
     "DeltaRule",
     "ElementwiseDecay",
+    "FactoredDecay",
     "Identity",
     "Interrupted",
     "KeyDiagonal",

@@ -4,6 +4,7 @@ Letters: b batch, t time, h heads, g groups, n states per channel, p head width;
 share Λ, else p.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, TypeVar
@@ -16,6 +17,8 @@ Record = TypeVar("Record")
 
 LOG_ZERO = -1e4
 """Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
+LOG2_E = math.log2(math.e)
+"""exp(x) = 2^(x · LOG2_E): on CPUs torch computes powers of two several times faster than exp, and as exactly."""
 
 
 class DSFSystemError(ValueError):
