@@ -1,6 +1,11 @@
 """Systems in the terms of other packages' operations, whose stand-ins run on a CPU; the choice of backend; refusals."""
 
+import itertools
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +14,7 @@ from dsf_models import engine
 from dsf_models.engine import backends, choose_backend, evaluate, evaluate_sequential, set_backend, use_backend
 from dsf_models.engine.backends import fla, imports
 from dsf_models.system import DSFSystem
-from dsf_models.transitions import DeltaRule, DSFSystemError
+from dsf_models.transitions import DeltaRule, DSFSystemError, FactoredDecay
 from tests import contract
 from tests.engine.random_systems import DECAYS, Case, assert_outcomes_match, outcome, random_case
 from tests.engine.stand_ins import STAND_INS
@@ -36,9 +41,11 @@ def called(monkeypatch):
 
 
 def sharing(system):
-    """Return a system whose input gain is the very β of its Λ, as packages ask for."""
+    """Return a system whose input gain is the very β or Δ of its Λ, as packages ask for."""
     if isinstance(system.transition, DeltaRule):
         return replace(system, input_gain=system.transition.beta)
+    if isinstance(system.transition, FactoredDecay):
+        return replace(system, input_gain=system.transition.delta)
     return system
 
 
@@ -53,15 +60,14 @@ def reference(system, state):
 def assert_translation_matches(case, backend, mode, tolerance=SINGLE, floor=0.0):
     tensors = case.tensors(torch.float32)
     expected = outcome(case, {name: value.double() for name, value in tensors.items()}, reference)
-    with torch.set_grad_enabled(True):
-        assert_outcomes_match(outcome(case, tensors, by(backend, mode)), expected, tolerance, floor)
+    assert_outcomes_match(outcome(case, tensors, by(backend, mode)), expected, tolerance, floor)
 
 
 # ---- fla-core --------------------------------------------------------------------------------------------------------
 
 
-def delta_rule_as_drawn(case):
-    """Return the case with a delta rule, where it draws one, that an operation can take."""
+def for_fla(case):
+    """Return the case with a delta rule that an operation can take instead of a structure that none does."""
     if case.decay is not None and case.structure not in FLA_STRUCTURES:
         return replace(case, structure="delta_rule_at_B", decay_per_head=True)
     return case if case.structure != "delta_rule_at_B" else replace(case, decay_per_head=True)
@@ -69,7 +75,7 @@ def delta_rule_as_drawn(case):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_any_system_in_terms_of_fla(called, seed):
-    case = delta_rule_as_drawn(random_case(seed))
+    case = for_fla(random_case(seed))
     floor = evaluate(case.system(case.tensors()), backend="torch")[0].norm().item() if case.normalized else 0.0
     for mode in MODES if case.structure != "delta_rule_at_B" or case.decay is None else ["chunked"]:
         assert_translation_matches(case, "fla", mode, floor=floor)
@@ -128,6 +134,48 @@ def test_the_given_state_is_left_alone(called, structure):
         assert torch.equal(value, same)
 
 
+# ---- mamba-ssm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_system_in_terms_of_mamba_ssm(called, seed):
+    case = random_case(seed, structure="factored", decay_per_head=True, normalized=False, log_normalizer=False)
+    case = case if case.decay else replace(case, decay="benign")
+    assert_translation_matches(case, "mamba_ssm", "chunked")
+    assert called
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_documents_and_pads_in_terms_of_mamba_ssm(called, decay, dtype):
+    kind = {"structure": "factored", "decay": decay, "D": 2, "output_gain": 3}
+    case = Case(length=25, starts=(0, 7, 8, 16), lengths=(25, 20), **kind)
+    tensors = case.tensors(dtype)
+    expected = outcome(case, {name: value.double() for name, value in tensors.items()}, reference)
+    tolerance = SINGLE if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    assert_outcomes_match(outcome(case, tensors, by("mamba_ssm", "chunked")), expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("change", "mode", "message"),
+    [
+        ({}, "recurrent", ["mode='recurrent'", 'mode="chunked"']),
+        ({"structure": "scalar"}, "chunked", ["'scalar'"]),
+        ({"states": 260}, "chunked", ["256", "260"]),
+        ({"input_gain": 4}, "chunked", ["transition.delta the same"]),
+    ],
+    ids=["mode", "structure", "width", "gain"],
+)
+def test_mamba_ssm_runs_or_says_why_not(called, change, mode, message):
+    case = Case(**{"structure": "factored", **change})
+    tensors = case.tensors(torch.float32)
+    system = case.system(tensors) if "input_gain" in change else sharing(case.system(tensors))
+    with pytest.raises(DSFSystemError) as error:
+        evaluate(system, mode, backend="mamba_ssm")
+    for part in ["backend='mamba_ssm'", *message]:
+        assert part in str(error.value)
+
+
 # ---- the choice ------------------------------------------------------------------------------------------------------
 
 
@@ -136,20 +184,21 @@ def drawn(dtype=torch.bfloat16, **kind):
     return sharing(case.system(case.tensors(dtype)))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("structure", [*FLA_STRUCTURES, None])
+@pytest.mark.parametrize(
+    ("structure", "mode"),
+    [*itertools.product([*FLA_STRUCTURES, None], MODES), ("factored", "chunked")],
+)
 def test_what_is_chosen_is_what_runs(called, structure, mode):
     system = drawn(structure=structure) if structure else drawn(decay=None)
     with torch.no_grad():
         choice = choose_backend(system, mode)
         evaluate(system, mode)
-    assert choice.name == "fla"
-    assert choice.passed_over == {}
+    assert choice.name == ("mamba_ssm" if structure == "factored" else "fla")
     assert called == [choice.op]
 
 
 def test_torch_runs_on_a_cpu_and_says_why():
-    for system in (drawn(), drawn(structure="elementwise"), drawn(torch.float64)):
+    for system in (drawn(), drawn(structure="factored"), drawn(torch.float64)):
         choice = choose_backend(system)
         assert choice.name == "torch"
         assert all("'cpu'" in reason and "CUDA" in reason for reason in choice.passed_over.values())
@@ -236,6 +285,34 @@ def test_a_named_backend_asks_for_its_device_and_its_package(monkeypatch):
 def test_a_missing_package_is_found_missing():
     assert "no_such_package" in imports.missing("no_such_package.module.function")
     assert imports.missing("math.sqrt") is None
+
+
+def test_nothing_is_imported_before_a_gpu_asks_for_it(tmp_path):
+    for package in ("fla", "mamba_ssm", "triton"):
+        (tmp_path / f"{package}.py").write_text("raise RuntimeError(f'{__name__} was imported')")
+    script = """
+import torch
+from dsf_models import DSFSystem, engine
+from dsf_models.transitions import Identity
+x = torch.ones(1, 3, 1, 2)
+system = DSFSystem(u=x, B=x, C=x, transition=Identity())
+engine.evaluate(system)
+assert engine.choose_backend(system).name == "torch"
+"""
+    paths = os.pathsep.join([str(tmp_path), str(Path(engine.__file__).parents[2])])
+    run = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE)
+    assert run.returncode == 0, run.stderr.decode()
+
+
+@pytest.mark.parametrize("models", [False, True])
+def test_flash_linear_attention_is_told_from_fla_core(tmp_path, monkeypatch, models):
+    folder = tmp_path / "fla"
+    (folder / "models" if models else folder).mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fla", raising=False)
+    monkeypatch.delitem(sys.modules, "fla.models", raising=False)
+    assert fla._brings_models.__wrapped__() == models
 
 
 def test_chunk_sizes_are_those_of_torch(called):

@@ -8,15 +8,19 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dsf_models.engine import choose_backend, evaluate, use_backend
-from dsf_models.engine.backends import fla, imports
+from dsf_models.engine.backends import fla, imports, mamba_ssm
 from dsf_models.transitions import Transition
 from tests.engine.random_systems import Case, assert_outcomes_match, outcome, random_case, relative_error
-from tests.engine.test_backends import FLA_STRUCTURES, MODES, delta_rule_as_drawn, reference, sharing
+from tests.engine.test_backends import FLA_STRUCTURES, MODES, for_fla, reference, sharing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OP = "fla.ops.simple_gla.chunk_simple_gla"
 with_fla = pytest.mark.skipif(
     torch.cuda.is_available() and imports.missing(OP) is not None, reason='needs fla-core: pip install -e ".[cuda]"'
+)
+
+with_mamba_ssm = pytest.mark.skipif(
+    torch.cuda.is_available() and imports.missing(mamba_ssm.OP) is not None, reason="needs mamba-ssm"
 )
 
 TOLERANCES = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -47,19 +51,19 @@ def by(backend, mode):
     return evaluation
 
 
-def assert_parity(case, dtype, mode, tolerance):
+def assert_parity(case, dtype, mode, tolerance, backend="fla"):
     """Compare outputs, state and gradients; what is small beside y is as exact as y, not as itself."""
     tensors = case.tensors(dtype)
     expected = outcome(case, {name: value.double() for name, value in tensors.items()}, reference)
     floor = max(expected[name].norm().item() for name in ("y", "state"))
-    assert_outcomes_match(outcome(case, tensors, by("fla", mode)), expected, tolerance, floor)
+    assert_outcomes_match(outcome(case, tensors, by(backend, mode)), expected, tolerance, floor)
 
 
 @with_fla
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("seed", range(30))
 def test_any_system(seed, dtype):
-    case = delta_rule_as_drawn(random_case(seed))
+    case = for_fla(random_case(seed))
     assert_parity(case, dtype, "chunked", TOLERANCES[dtype])
 
 
@@ -79,6 +83,24 @@ def test_many_chunks_documents_and_pads(structure, decay, dtype):
     kind = {"structure": structure, "decay": decay, "signed": structure != "delta_rule_at_B", "D": 2, "output_gain": 4}
     case = Case(length=300, states=32, width=32, starts=(0, 7, 8, 64, 65), lengths=(300, 201), **kind)
     assert_parity(case, dtype, "chunked", TOLERANCES[dtype])
+
+
+@with_mamba_ssm
+@pytest.mark.parametrize("seed", range(30))
+def test_any_system_of_mamba_ssm(seed):
+    case = random_case(seed, structure="factored", decay_per_head=True, normalized=False, log_normalizer=False)
+    case = case if case.decay else replace(case, decay="benign")
+    assert_parity(case, torch.float32, "chunked", EXACT, "mamba_ssm")
+
+
+@with_mamba_ssm
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_many_blocks_of_mamba_ssm(dtype):
+    """More steps than one block of the kernel takes."""
+    kind = {"structure": "factored", "D": 2, "starts": (0, 7, 8, 2100), "lengths": (2200, 2150)}
+    case = Case(length=2200, states=16, width=8, **kind)
+    tolerance = EXACT if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    assert_parity(case, dtype, "chunked", tolerance, "mamba_ssm")
 
 
 @with_fla

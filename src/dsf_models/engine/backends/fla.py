@@ -149,7 +149,7 @@ def evaluate(system: DSFSystem, state: Tensor, mode: str) -> tuple[Tensor, Tenso
     else:
         gate = "gk" if isinstance(transition, KeyDiagonal) and mode == "recurrent" else "g"
         raw, state = _evaluate_decays(kernel, system, transition, state, gate)
-    return system.read(raw.float()).to(system.u.dtype), state
+    return _read(system, raw), state
 
 
 def _evaluate_decays(
@@ -208,6 +208,13 @@ def _features_last(transition: Transition, x: Tensor) -> Tensor:
 def _drive(system: DSFSystem) -> Tensor:
     """Return the driven input in u's dtype, rounded once."""
     return system.drive() if system.input_gain is None else system.drive(torch.float32).to(system.u.dtype)
+
+
+def _read(system: DSFSystem, raw: Tensor) -> Tensor:
+    """Turn what an operation read from the states into y in u's dtype, rounded once."""
+    if system.log_normalizer is not None:
+        system = replace(system, log_normalizer=system.log_normalizer.float())
+    return system.read(raw.float()).to(system.u.dtype)
 
 
 # ---- one state per channel -------------------------------------------------------------------------------------------
