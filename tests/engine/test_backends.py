@@ -245,12 +245,23 @@ def test_a_float64_gauge_stays_exact(called):
     assert "float64" in choice.passed_over["fla"]
 
 
-def test_flash_linear_attention_is_not_imported_unasked(called, monkeypatch):
-    monkeypatch.setattr(fla, "_brings_models", lambda: True)
+@pytest.mark.parametrize("models", [False, True])
+def test_flash_linear_attention_is_not_imported_unasked(tmp_path, monkeypatch, models):
+    """Not by the question either whether it can be: importing it has the side effects that the choice avoids."""
+    folder = tmp_path / "fla"
+    (folder / "models" if models else folder).mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backends, "DEVICE_TYPES", ("cpu",))
+    monkeypatch.setattr(fla, "_brings_models", fla._brings_models.__wrapped__)
+    monkeypatch.setattr(imports, "missing", imports.missing.__wrapped__)
+    monkeypatch.setattr(imports, "load", imports.load.__wrapped__)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fla"]:
+        monkeypatch.delitem(sys.modules, name)
     choice = choose_backend(drawn())
     assert choice.name == "torch"
-    assert "uninstall flash-linear-attention" in choice.passed_over["fla"]
-    assert choose_backend(drawn(), backend="fla").name == "fla"
+    assert ("uninstall flash-linear-attention" in choice.passed_over["fla"]) == models
+    assert ("was imported" in choice.passed_over["fla"]) != models
 
 
 @pytest.mark.parametrize(
@@ -288,7 +299,7 @@ def test_a_missing_package_is_found_missing():
 
 
 def test_nothing_is_imported_before_a_gpu_asks_for_it(tmp_path):
-    for package in ("fla", "mamba_ssm", "triton"):
+    for package in ("fla", "mamba_ssm"):
         (tmp_path / f"{package}.py").write_text("raise RuntimeError(f'{__name__} was imported')")
     script = """
 import torch
@@ -302,17 +313,6 @@ assert engine.choose_backend(system).name == "torch"
     paths = os.pathsep.join([str(tmp_path), str(Path(engine.__file__).parents[2])])
     run = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE)
     assert run.returncode == 0, run.stderr.decode()
-
-
-@pytest.mark.parametrize("models", [False, True])
-def test_flash_linear_attention_is_told_from_fla_core(tmp_path, monkeypatch, models):
-    folder = tmp_path / "fla"
-    (folder / "models" if models else folder).mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise RuntimeError('was imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "fla", raising=False)
-    monkeypatch.delitem(sys.modules, "fla.models", raising=False)
-    assert fla._brings_models.__wrapped__() == models
 
 
 def test_chunk_sizes_are_those_of_torch(called):

@@ -25,8 +25,8 @@ BACKENDS = ("auto", "torch", "fla", "mamba_ssm")
 DEVICE_TYPES = ("cuda",)
 """Devices that kernels of other packages run on."""
 ACCELERATORS: dict[str, ModuleType] = {"fla": fla, "mamba_ssm": mamba_ssm}
-"""The other packages. Each module says `op(system, mode)`, `obstacle(system, mode)`, `reservation(system, mode)`, and
-evaluates: `evaluate(system, state, mode)`."""
+"""The other packages. Each module has `op`, `obstacle`, `reservation` and `missing`, all of (system, mode), and only the
+last of these imports the package; and `evaluate(system, state, mode)`."""
 
 _selected = "auto"
 
@@ -81,7 +81,7 @@ def choose_backend(system: DSFSystem, mode: str | None = None, backend: str | No
     name = _checked_name(backend or _selected)
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
     if name in ACCELERATORS:
-        reason = _obstacle(name, system, mode)
+        reason = _obstacle(name, system, mode) or ACCELERATORS[name].missing(system, mode)
         if reason is not None:
             raise DSFSystemError(f'backend={name!r} cannot evaluate this system: {reason} Or use backend="torch".')
         return BackendChoice(name, ACCELERATORS[name].op(system, mode), {})
@@ -89,6 +89,7 @@ def choose_backend(system: DSFSystem, mode: str | None = None, backend: str | No
     for other, package in ACCELERATORS.items():
         reason = 'backend="torch" was chosen.' if name == "torch" else _obstacle(other, system, mode)
         reason = reason or _reservation(system, mode) or package.reservation(system, mode)
+        reason = reason or package.missing(system, mode)
         if reason is None:
             return BackendChoice(other, package.op(system, mode), passed_over)
         passed_over[other] = reason

@@ -28,7 +28,7 @@ from ...system import DSFSystem
 from ...transitions import DeltaRule, ElementwiseDecay, Identity, KeyDiagonal, ScalarDecay, Transition, expand_groups
 from . import imports
 
-__all__ = ["evaluate", "obstacle", "op", "reservation"]
+__all__ = ["evaluate", "missing", "obstacle", "op", "reservation"]
 
 OPS: dict[type[Transition], dict[str, str]] = {
     Identity: {
@@ -76,11 +76,8 @@ def obstacle(system: DSFSystem, mode: str) -> str | None:
     if mode not in ops:
         return f"fla-core has no operation for mode={mode!r}: use one of {', '.join(map(repr, ops))}."
     if isinstance(system.transition, DeltaRule):
-        reason = _delta_rule_obstacle(system, system.transition, mode)
-        if reason is not None:
-            return reason
-    missing = imports.missing(ops[mode])
-    return f'fla-core does not import ({missing}): pip install "dsf-models[cuda]".' if missing else None
+        return _delta_rule_obstacle(system, system.transition, mode)
+    return None
 
 
 def reservation(system: DSFSystem, mode: str) -> str | None:
@@ -97,6 +94,12 @@ def reservation(system: DSFSystem, mode: str) -> str | None:
             "uninstall flash-linear-attention and keep fla-core, or name the backend."
         )
     return None
+
+
+def missing(system: DSFSystem, mode: str) -> str | None:
+    """Return why fla-core cannot be imported, with the remedy; None where it can."""
+    error = imports.missing(op(system, mode))
+    return f'fla-core does not import ({error}): pip install "dsf-models[cuda]".' if error else None
 
 
 def _delta_rule_obstacle(system: DSFSystem, transition: DeltaRule, mode: str) -> str | None:
@@ -124,7 +127,8 @@ def _brings_models() -> bool:
     if "fla.models" in sys.modules:
         return False
     found = importlib.util.find_spec("fla")
-    return any((Path(folder) / "models").is_dir() for folder in found.submodule_search_locations or ())
+    folders = found.submodule_search_locations if found is not None else None
+    return any((Path(folder) / "models").is_dir() for folder in folders or ())
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------

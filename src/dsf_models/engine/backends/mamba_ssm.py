@@ -20,7 +20,7 @@ from ...system import DSFSystem
 from ...transitions import FactoredDecay, expand_groups
 from . import imports
 
-__all__ = ["evaluate", "obstacle", "op", "reservation"]
+__all__ = ["evaluate", "missing", "obstacle", "op", "reservation"]
 
 OP = "mamba_ssm.ops.selective_scan_interface.selective_scan_fn"
 MOST_STATES = 256
@@ -49,13 +49,18 @@ def obstacle(system: DSFSystem, mode: str) -> str | None:
         )
     if system.B.shape[-1] > MOST_STATES:
         return f"its scan takes at most {MOST_STATES} states per channel, and B has {system.B.shape[-1]}."
-    missing = imports.missing(OP)
-    return f"mamba-ssm does not import ({missing}): pip install mamba-ssm." if missing else None
+    return None
 
 
 def reservation(system: DSFSystem, mode: str) -> str | None:
     """Return None: nothing speaks against the scan where it is possible; it computes in float32."""
     return None
+
+
+def missing(system: DSFSystem, mode: str) -> str | None:
+    """Return why mamba-ssm cannot be imported, with the remedy; None where it can."""
+    error = imports.missing(OP)
+    return f"mamba-ssm does not import ({error}): pip install mamba-ssm." if error else None
 
 
 def evaluate(system: DSFSystem, state: Tensor, mode: str) -> tuple[Tensor, Tensor]:
