@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_mambapy_available
 
-from dsf_models import RGLRUConfig, RGLRUForCausalLM, S6Config, S6ForCausalLM, SSDConfig, SSDForCausalLM
+from dsf_models import RGLRUConfig, RGLRUForCausalLM, S6ForCausalLM, SSDForCausalLM
+from dsf_models.hub.conversion import MAMBA, MAMBA2
 
 __all__ = ["PAIRS", "WITHOUT_CACHE", "Shape"]
 
@@ -48,8 +49,8 @@ def build_ssd_and_mamba2(shape: Shape, noise: float = 0.0) -> tuple[PreTrainedMo
     fields = {name: value for name, value in vars(shape).items() if name != "s6_state_size"}
     peer = Mamba2ForCausalLM(Mamba2Config(n_groups=1, residual_in_fp32=False, **fields))
     add_noise(peer, noise)
-    ours = SSDForCausalLM(SSDConfig(n_groups=1, norm_eps=peer.config.layer_norm_epsilon, **fields))
-    ours.load_state_dict(convert_mamba2(peer.state_dict(), shape))
+    ours = SSDForCausalLM(MAMBA2.dsf_config(peer.config))
+    ours.load_state_dict(MAMBA2.dsf_weights(peer.state_dict(), peer.config))
     return ours, peer
 
 
@@ -73,17 +74,8 @@ def build_s6_and_mamba(
     fields |= {"state_size": shape.s6_state_size, "conv_kernel": shape.conv_kernel, "tie_word_embeddings": False}
     peer = MambaForCausalLM(MambaConfig(residual_in_fp32=False, use_mambapy=use_mambapy, **fields, **options))
     add_noise(peer, noise)
-    ours = S6ForCausalLM(
-        S6Config(
-            norm_eps=peer.config.layer_norm_epsilon,
-            time_step_rank=peer.config.time_step_rank,
-            use_bias=peer.config.use_bias,
-            conv_bias=peer.config.use_conv_bias,
-            conv_activation=peer.config.hidden_act,
-            **fields,
-        )
-    )
-    ours.load_state_dict(convert_mamba(peer.state_dict(), shape.num_hidden_layers))
+    ours = S6ForCausalLM(MAMBA.dsf_config(peer.config))
+    ours.load_state_dict(MAMBA.dsf_weights(peer.state_dict(), peer.config))
     return ours, peer
 
 
@@ -137,33 +129,6 @@ def add_noise(model: PreTrainedModel, noise: float) -> None:
         parameter.add_(noise * torch.randn_like(parameter))
 
 
-def convert_mamba(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Return Mamba's weights under the names of our S6."""
-    converted = {
-        "model.embed_tokens.weight": weights["backbone.embeddings.weight"],
-        "model.norm.weight": weights["backbone.norm_f.weight"],
-        "lm_head.weight": weights["lm_head.weight"],
-    }
-    for layer in range(num_layers):
-        old, new = f"backbone.layers.{layer}.", f"model.layers.{layer}."
-        block = {name.removeprefix(old): value for name, value in weights.items() if name.startswith(old)}
-        converted |= {new + name: value for name, value in convert_mamba_block(block).items()}
-    return converted
-
-
-def convert_mamba_block(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return one block's weights; the fused projection is split into system input and gate, A_log is (n, d) here."""
-    converted = {}
-    for name, value in weights.items():
-        if "in_proj" in name:
-            converted[name], converted[name.replace("in_proj", "gate_proj")] = value.chunk(2)
-        elif name.endswith("A_log"):
-            converted[name] = value.t()
-        else:
-            converted[name.replace("conv1d", "conv").replace("dt_proj.bias", "dt_bias")] = value
-    return converted
-
-
 def convert_recurrent_gemma(weights: dict[str, Tensor], embedding_scale: Tensor) -> dict[str, Tensor]:
     """Return RecurrentGemma's weights under the names of our RG-LRU; its norms multiply by 1 + weight."""
     names = {
@@ -185,30 +150,6 @@ def convert_recurrent_gemma(weights: dict[str, Tensor], embedding_scale: Tensor)
             name = name.replace(theirs, ours)
         converted[name] = value
     converted["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * embedding_scale
-    return converted
-
-
-def convert_mamba2(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return Mamba-2's weights under the names of our SSD; the fused projection is split into gate and system input."""
-    inner = shape.num_heads * shape.head_dim
-    converted = {
-        "model.embed_tokens.weight": weights["backbone.embeddings.weight"],
-        "model.norm.weight": weights["backbone.norm_f.weight"],
-        "lm_head.weight": weights["lm_head.weight"],
-    }
-    for layer in range(shape.num_hidden_layers):
-        old, new = f"backbone.layers.{layer}", f"model.layers.{layer}"
-        gate, system = weights[f"{old}.mixer.in_proj.weight"].tensor_split([inner])
-        converted |= {
-            f"{new}.norm.weight": weights[f"{old}.norm.weight"],
-            f"{new}.mixer.gate_proj.weight": gate,
-            f"{new}.mixer.in_proj.weight": system,
-            f"{new}.mixer.conv.weight": weights[f"{old}.mixer.conv1d.weight"],
-            f"{new}.mixer.conv.bias": weights[f"{old}.mixer.conv1d.bias"],
-            f"{new}.mixer.output_norm.weight": weights[f"{old}.mixer.norm.weight"],
-            f"{new}.mixer.out_proj.weight": weights[f"{old}.mixer.out_proj.weight"],
-        }
-        converted |= {f"{new}.mixer.{name}": weights[f"{old}.mixer.{name}"] for name in ("A_log", "dt_bias", "D")}
     return converted
 
 

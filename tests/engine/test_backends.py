@@ -16,7 +16,7 @@ from dsf_models.engine.backends import fla, imports
 from dsf_models.system import DSFSystem
 from dsf_models.transitions import DeltaRule, DSFSystemError, FactoredDecay
 from tests import contract
-from tests.engine.random_systems import DECAYS, Case, assert_outcomes_match, outcome, random_case
+from tests.engine.random_systems import DECAYS, Case, assert_outcomes_match, outcome, random_case, relative_error
 from tests.engine.stand_ins import STAND_INS
 
 SINGLE = 1e-6
@@ -118,6 +118,15 @@ def test_half_precision_rounds_inputs_and_outcome_only(called, kind, dtype):
     floor = expected["y"].norm().item() if case.normalized else 0.0
     found = outcome(case, tensors, by("fla", "chunked"))
     assert_outcomes_match(found, expected, 2 * torch.finfo(dtype).eps, floor)
+
+
+@torch.no_grad()
+def test_the_recurrent_delta_rule_without_gradients(called):
+    case = Case(structure="delta_rule_at_B", starts=(0, 4), lengths=(11, 7), groups_C=4, D=1)
+    tensors = case.tensors(torch.float32)
+    expected = reference(case.system(tensors), tensors["state"])
+    for value, same in zip(by("fla", "recurrent")(case.system(tensors), tensors["state"]), expected, strict=True):
+        assert relative_error(value, same) <= SINGLE
 
 
 @pytest.mark.parametrize("structure", FLA_STRUCTURES)

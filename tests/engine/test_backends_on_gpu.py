@@ -76,6 +76,16 @@ def test_operations_without_matrix_products_are_exact(seed):
 
 
 @with_fla
+@torch.no_grad()
+def test_the_recurrent_delta_rule_without_gradients():
+    case = Case(structure="delta_rule_at_B", starts=(0, 4), lengths=(11, 7), groups_C=4, D=1)
+    tensors = case.tensors(torch.float32)
+    expected = reference(case.system(tensors), tensors["state"])
+    for value, same in zip(by("fla", "recurrent")(case.system(tensors), tensors["state"]), expected, strict=True):
+        assert relative_error(value, same) <= EXACT
+
+
+@with_fla
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("decay", ["benign", "near_one", "alternating", "some_zero"])
 @pytest.mark.parametrize("structure", FLA_STRUCTURES)

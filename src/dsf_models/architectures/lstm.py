@@ -18,6 +18,7 @@ from transformers import initialization as init
 
 from ..backbone import (
     Architecture,
+    CacheShapes,
     DSFConfig,
     DSFForCausalLM,
     DSFForSequenceClassification,
@@ -28,6 +29,7 @@ from ..backbone import (
     TokenLayout,
     register_architecture,
 )
+from ..engine import Flops
 from ..errors import NotADynamicalSystemError
 
 __all__ = [
@@ -74,6 +76,21 @@ class LSTMMixer(DSFMixer):
     def conv_width(cls, config: LSTMConfig) -> int:
         """Channels of the input itself."""
         return config.hidden_size
+
+    @classmethod
+    def cache_shapes(cls, config: LSTMConfig, length: int) -> CacheShapes:
+        """Return h and c (2, d), and the convolution's window."""
+        return CacheShapes([(2, config.inner_size)], cls.window_shapes(config))
+
+    def lead_in(self, hidden: Tensor, layout: TokenLayout) -> None:
+        """Convolve: the projections belong to the core, which is torch's."""
+        self.convolve(hidden, layout)
+
+    @classmethod
+    def core_flops(cls, config: LSTMConfig, length: int, context: int = 0) -> Flops:
+        """Return what W u_i, R h_{i-1} and the gates cost."""
+        d = config.inner_size
+        return Flops(matmul=8 * d * (config.hidden_size + d), elementwise=17 * d) * length
 
     def init_parameters(self) -> None:
         """Draw W and R as torch does, uniformly within 1 / √d; biases are 0, that of the forget gates 1.
@@ -340,5 +357,7 @@ register_architecture(
         transition="none: the gates depend on h_{i-1}, so that the state is not linear in the past state",
         input_matrix="none",
         output_matrix="none",
+        feed_through="none",
+        state_size="2·d",
     )
 )

@@ -177,5 +177,6 @@ register_architecture(
         transition="diag(σ(f_i)), f_i = W_f u_i + b_f; reversed sigmoid: diag(σ(-f_i)^a), a = relu(alpha)",
         input_matrix="diag(σ(W_i u_i + b_i))",
         output_matrix="diag(σ(W_o u_i + b_o))",
+        state_size="d",
     )
 )

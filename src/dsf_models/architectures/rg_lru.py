@@ -192,5 +192,6 @@ register_architecture(
         transition="diag(exp(-8 softplus(a) * r_i)), r_i = σ(W_r u_i + b_r), W_r block-diagonal",
         input_matrix="diag(√(1 - Λ_i²) * g_i), g_i = σ(W_g u_i + b_g); no root at a document's first token",
         output_matrix="I",
+        state_size="d",
     )
 )

@@ -172,5 +172,7 @@ register_architecture(
         transition="(I - Δ/2 A)^{-1} (I + Δ/2 A) per channel, A = diag(a) - p p^H, constant",
         input_matrix="(I - Δ/2 A)^{-1} Δ b per channel, constant",
         output_matrix="c^T per channel, constant",
+        feed_through="diag(D), learned",
+        time_invariant=True,
     )
 )

@@ -202,5 +202,6 @@ register_architecture(
         transition="exp(-Δ_{i,c} a_{c,k}) for state k of channel c, Δ_i = softplus(W_Δ W_u x_i + b_Δ)",
         input_matrix="Δ_i ⊗ b_i, b_i = W_B x_i",
         output_matrix="I ⊗ c_i^T, c_i = W_C x_i",
+        feed_through="diag(D), learned",
     )
 )

@@ -28,6 +28,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ..backbone import (
     Architecture,
+    CacheShapes,
     DSFBlock,
     DSFConfig,
     DSFForCausalLM,
@@ -42,6 +43,7 @@ from ..backbone import (
     register_architecture,
     rotate,
 )
+from ..engine import Flops
 from ..errors import require
 from ..system import SoftmaxSystem
 
@@ -135,6 +137,25 @@ class SoftmaxAttentionMixer(DSFMixer):
     def conv_width(cls, config: SoftmaxAttentionConfig) -> int:
         """Channels of q, k and v."""
         return config.num_heads * config.state_size + config.num_key_value_heads * (config.state_size + config.head_dim)
+
+    @classmethod
+    def cache_shapes(cls, config: SoftmaxAttentionConfig, length: int) -> CacheShapes:
+        """Return keys (g, t, n) and values (g, t, p) of all tokens so far, and the convolution's window.
+
+        Within a sliding window they lie side by side with a mark of the tokens, (W - 1, g·(n + p) + 1).
+        """
+        groups, widths = config.num_key_value_heads, (config.state_size, config.head_dim)
+        kept = [(groups, length, width) for width in widths]
+        if config.sliding_window is not None:
+            kept = [(config.sliding_window - 1, groups * sum(widths) + 1)]
+        return CacheShapes([], [*kept, *cls.window_shapes(config)])
+
+    @classmethod
+    def core_flops(cls, config: SoftmaxAttentionConfig, length: int, context: int = 0) -> Flops:
+        """Return what q^T k and the weighted sum of values cost, the masked half of the square included."""
+        past = context if config.sliding_window is None or context == 0 else config.sliding_window - 1
+        pairs = config.num_heads * length * (past + length)
+        return Flops(2 * pairs * (config.state_size + config.head_dim), 4 * pairs)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return q, k, v side by side for the convolution."""
@@ -326,5 +347,6 @@ register_architecture(
         transition="(η_{i-1} / η_i) I per head, η_i = Σ_{l<=i} exp(q_i^T k_l / √n)",
         input_matrix="(1 / η_i) I ⊗ ψ(k_i), ψ infinite",
         output_matrix="I ⊗ φ(q_i)^T, φ infinite",
+        state_size="∞",
     )
 )

@@ -254,5 +254,6 @@ register_architecture(
         transition="exp(-Δ_i a) I per head, Δ_i = softplus(W_Δ u_i + b_Δ)",
         input_matrix="Δ_i ⊗ b_i, b_i = W_B u_i",
         output_matrix="I ⊗ c_i^T, c_i = W_C u_i",
+        feed_through="diag(D), learned",
     )
 )

@@ -189,5 +189,6 @@ register_architecture(
         transition="(η_{i-1} / η_i) I per head, η_i = Σ_{l<=i} T(q_i^T k_l / √m), T(s) = Σ_{p<=P} s^p / p!",
         input_matrix="(1 / η_i) I ⊗ φ(k_i), φ the monomials of m^(-1/4) x up to degree P",
         output_matrix="I ⊗ φ(q_i)^T",
+        state_size="C(m + P, P)·d",
     )
 )

@@ -4,7 +4,7 @@ from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticA
 from .configuration import DSFConfig
 from .layers import next_window
 from .layout import TokenLayout
-from .mixer import DSFMixer, softplus_inverse
+from .mixer import CacheShapes, DSFMixer, softplus_inverse
 from .modeling import (
     DSFBlock,
     DSFForCausalLM,
@@ -18,6 +18,7 @@ from .registry import Architecture, get_architecture, list_architectures, regist
 
 __all__ = [
     "Architecture",
+    "CacheShapes",
     "DSFAttentionLayer",
     "DSFBlock",
     "DSFConfig",

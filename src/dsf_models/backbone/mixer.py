@@ -5,10 +5,11 @@
 Letters: b batch, t time, h heads, p head width, d inner width h·p.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -20,7 +21,16 @@ from .configuration import DSFConfig
 from .layers import GroupRMSNorm, ShortConvolution, residual_std
 from .layout import TokenLayout
 
-__all__ = ["DSFMixer"]
+__all__ = ["CacheShapes", "DSFMixer"]
+
+
+class CacheShapes(NamedTuple):
+    """Shapes of what the cache holds of one layer for one sequence, without the batch dimension."""
+
+    states: list[tuple[int, ...]]
+    """Recurrent states, held in at least float32."""
+    activations: list[tuple[int, ...]]
+    """Convolution window, keys and values, held in the model's dtype."""
 
 
 class DSFMixer(nn.Module):
@@ -100,6 +110,49 @@ class DSFMixer(nn.Module):
         init.normal_(self.out_proj.weight, std=residual_std(self.config))
         for name in self.released_zeros:
             init.zeros_(getattr(self, name))
+
+    # ---- what it costs ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def sketch(cls, config: DSFConfig) -> DSFSystem:
+        """Return the system of one token, without data (on the meta device): its sizes and the structure of its Λ."""
+        with torch.device("meta"):
+            mixer = cls(config, layer_idx=0)
+            return mixer.observed_system(torch.empty(1, 1, config.hidden_size), mixer._one_token())
+
+    @staticmethod
+    def _one_token() -> TokenLayout:
+        return TokenLayout(position_ids=torch.empty(1, 1, dtype=torch.long))
+
+    @classmethod
+    def cache_shapes(cls, config: DSFConfig, length: int) -> CacheShapes:
+        """Return what the cache holds of a layer behind `length` tokens: the system's state and the window."""
+        return CacheShapes([cls.sketch(config).state_shape[1:]], cls.window_shapes(config))
+
+    @classmethod
+    def window_shapes(cls, config: DSFConfig) -> list[tuple[int, ...]]:
+        """Return the shape (K - 1, width) of the convolution's window, where there is one."""
+        return [(config.conv_kernel - 1, cls.conv_width(config))] if config.conv_kernel else []
+
+    @classmethod
+    def token_flops(cls, config: DSFConfig) -> engine.Flops:
+        """Return what a layer costs for each token outside its core: what leads to the system and away from it."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            mixer = cls(config, layer_idx=0)
+            hidden = torch.empty(1, 1, config.hidden_size)
+            mixer.lead_in(hidden, mixer._one_token())
+            mixer.finish(torch.empty(1, 1, mixer.inner_size), hidden)
+        taps = 0 if mixer.conv is None else mixer.conv.weight.numel()
+        return engine.Flops(matmul=counter.get_total_flops(), elementwise=2 * taps)
+
+    def lead_in(self, hidden: Tensor, layout: TokenLayout) -> None:
+        """Do, for each token, what leads to the core of the layer."""
+        self.observed_system(hidden, layout)
+
+    @classmethod
+    def core_flops(cls, config: DSFConfig, length: int, context: int = 0) -> engine.Flops:
+        """Return what the core of a layer costs for `length` new tokens of a sequence behind `context` earlier ones."""
+        return engine.kernel_flops(cls.sketch(config), length)
 
     # ---- what all share --------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ __all__ = ["Architecture", "get_architecture", "list_architectures", "mixer_clas
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture file registers: configuration, mixer, Hugging Face classes, and Λ, B, C in a line each."""
+    """What an architecture file registers: configuration, mixer, Hugging Face classes, and its choice in a line."""
 
     config_class: type[DSFConfig]
     mixer_class: type[DSFMixer] | None
@@ -35,6 +35,12 @@ class Architecture:
     """B_i in one line of plain text."""
     output_matrix: str
     """C_i in one line of plain text."""
+    feed_through: str = "0"
+    """D_i in one line of plain text; "0" for none."""
+    state_size: str = "n·d"
+    """Size N of the state, in n = state_size, d = inner width and numbers; "∞" where no finite state will do."""
+    time_invariant: bool = False
+    """Whether Λ, B, C and D are the same at every position, so that Φ is a Toeplitz matrix."""
 
     @property
     def name(self) -> str:

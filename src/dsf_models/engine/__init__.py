@@ -28,25 +28,28 @@ from ..transitions import (
 )
 from .backends import BackendChoice, accelerator, choose_backend, run, set_backend, use_backend
 from .convolution import causal_convolution
-from .delta_rule import evaluate_delta_rule
-from .dplr import evaluate_chunked_dplr
+from .cost import Flops, recurrent_flops, scan_flops
+from .delta_rule import delta_rule_flops, evaluate_delta_rule
+from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .factored import evaluate_factored
-from .key_diagonal import evaluate_key_diagonal
+from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
-from .scalar import evaluate_chunked
+from .scalar import chunked_flops, evaluate_chunked
 from .step import evaluate_recurrent
 
 __all__ = [
     "MODES",
     "BackendChoice",
+    "Flops",
     "causal_convolution",
     "choose_backend",
     "compute_dtype",
     "evaluate",
     "evaluate_sequential",
     "initial_state",
+    "kernel_flops",
     "set_backend",
     "use_backend",
 ]
@@ -63,6 +66,15 @@ CHUNKED_KERNELS = {
     DPLR: evaluate_chunked_dplr,
 }
 """The chunked kernel of each structure of Λ."""
+
+CHUNKED_COSTS = {
+    Identity: chunked_flops,
+    ScalarDecay: chunked_flops,
+    KeyDiagonal: key_diagonal_flops,
+    DeltaRule: delta_rule_flops,
+    DPLR: chunked_dplr_flops,
+}
+"""What the chunked kernel costs where it is made of matrix products; others walk step by step."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -127,6 +139,17 @@ def evaluate(
             kernel = _chunked_kernel(system.transition)
             y, state = kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
     return y if work is system else y.to(system.u.dtype), state
+
+
+def kernel_flops(system: DSFSystem, length: int) -> Flops:
+    """Return what `evaluate` costs for one sequence of `length` steps, in the mode that it takes by itself.
+
+    Args:
+        system: any system with these sizes and this structure of Λ; its values and its length do not matter.
+        length: number of steps; 1 is a step of decoding.
+    """
+    cost = recurrent_flops if length == 1 else CHUNKED_COSTS.get(type(system.transition), scan_flops)
+    return cost(system, length)
 
 
 def _chunked_kernel(transition: Transition) -> Callable[..., tuple[Tensor, Tensor]]:

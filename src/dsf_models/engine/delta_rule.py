@@ -21,14 +21,17 @@ Sources: the WY form of products of I - β k k^T over chunks, Yang et al. 2024 (
 et al. 2024 (arXiv 2412.06464).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import LOG_ZERO
 from .chunks import cut_chunks, decay_products, head_chunks
+from .cost import Flops
 
-__all__ = ["evaluate_delta_rule"]
+__all__ = ["delta_rule_flops", "evaluate_delta_rule"]
 
 LONGEST_CHUNK = 32
 """Longest chunk: where nothing fades, erasing is a difference of all that was written, and rounding grows with c."""
@@ -66,6 +69,17 @@ def evaluate_delta_rule(system: DSFSystem, state: Tensor, chunk_size: int = LONG
     raw = (C @ key.mT * between) @ X + (from_start * C) @ before
     raw = raw if passed is None else raw + passed
     return system.read(raw.transpose(2, 3).flatten(1, 2)[:, : system.length]), last
+
+
+def delta_rule_flops(system: DSFSystem, length: int, chunk_size: int = LONGEST_CHUNK) -> Flops:
+    """Return what `evaluate_delta_rule` costs for one sequence of `length` steps and a system of these sizes."""
+    _, num_heads, n, p = system.state_shape
+    c = min(chunk_size, LONGEST_CHUNK)
+    own = system.B is not system.transition.key
+    matmul = (2 + own) * (2 * c * c * (n + p)) + (3 + own) * (2 * c * n * p)
+    # The triangular solve against the unit matrix, the decays and what they multiply, the state's own.
+    elementwise = c * c * c + (4 + own) * c * c + 3 * c * n + (3 + own) * c * p + (2 + own) * n * p
+    return Flops(matmul, elementwise) * (num_heads * math.ceil(length / c))
 
 
 def _erasure(key: Tensor, written: Tensor, beta: Tensor, between: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import DPLR, DSFSystemError, expand_groups, multiply_pairs
+from .cost import Flops
 
-__all__ = ["evaluate_chunked_dplr"]
+__all__ = ["chunked_dplr_flops", "evaluate_chunked_dplr"]
 
 DEFAULT_CHUNK = 32
 """Chunk length c: c + 2n + n²/c products a step and channel, and about 3·c²·n once a call and channel."""
@@ -67,11 +68,8 @@ def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int | No
         DSFSystemError: B or C depends on time or on the batch row.
     """
     B_hn, C_hn = (_constant(name, factor, system.num_heads) for name, factor in (("B", system.B), ("C", system.C)))
-    length, chunk = system.length, 1
-    if chunk_size is None:
-        chunk_size = DEFAULT_CHUNK if state.shape[2] <= MANY_STATES else 2 * DEFAULT_CHUNK
-    while chunk < min(chunk_size, length):
-        chunk *= 2
+    length = system.length
+    chunk = _chunk_for(length, state.shape[2], chunk_size)
     operators = _operators(system.transition, B_hn, C_hn, chunk)
     V_hbkpc = F.pad(system.drive(), (0, 0, 0, 0, 0, -length % chunk)).unflatten(1, (-1, chunk)).permute(3, 0, 1, 4, 2)
     starts_bkc = None
@@ -85,6 +83,30 @@ def evaluate_chunked_dplr(system: DSFSystem, state: Tensor, chunk_size: int | No
         lengths = torch.full(V_hbkpc.shape[1:2], length, device=V_hbkpc.device)
     last_hbpn = _last_state(operators, V_hbkpc, starts_bkc, before_hbkpn, lengths)
     return system.read(raw_hbkpc.permute(1, 2, 4, 0, 3).flatten(1, 2)[:, :length]), last_hbpn.permute(1, 0, 3, 2)
+
+
+def _chunk_for(length: int, num_states: int, chunk_size: int | None = None) -> int:
+    """Return the chunk length: a power of two, the kernel's own where none is given."""
+    if chunk_size is None:
+        chunk_size = DEFAULT_CHUNK if num_states <= MANY_STATES else 2 * DEFAULT_CHUNK
+    chunk = 1
+    while chunk < min(chunk_size, length):
+        chunk *= 2
+    return chunk
+
+
+def chunked_dplr_flops(system: DSFSystem, length: int) -> Flops:
+    """Return what `evaluate_chunked_dplr` costs for one sequence of `length` steps and a system of these sizes.
+
+    The operators of a chunk, which all sequences of a batch share, count in full.
+    """
+    _, num_heads, n, p = system.state_shape
+    c = _chunk_for(length, n)
+    chunks = -(-length // c)
+    operators = 4 * c * n + c * c + 2 * c * c * n + c * n * n
+    per_head = operators + p * (chunks * (2 * c * n + c * c) + (chunks - 1) * n * n + 3 * c * n)
+    # Triangular solve; sums of what comes from inside the chunk and from its state.
+    return Flops(2 * num_heads * per_head, num_heads * (c * c * (n + 1) + p * chunks * (c + n)))
 
 
 def _constant(name: str, factor: Tensor, num_heads: int) -> Tensor:

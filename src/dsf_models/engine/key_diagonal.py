@@ -18,14 +18,17 @@ Source: the chunked form of gated linear attention, Yang et al. 2023 (arXiv 2312
 chunks.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import LOG_ZERO
 from .chunks import cut_chunks, head_chunks
+from .cost import Flops
 
-__all__ = ["evaluate_key_diagonal"]
+__all__ = ["evaluate_key_diagonal", "key_diagonal_flops"]
 
 DEFAULT_CHUNK = 64
 """Chunk length c: the cost a step is c·(n + p) inside chunks, 2·n·p between them and 2·n·log c for the factors."""
@@ -53,6 +56,17 @@ def evaluate_key_diagonal(system: DSFSystem, state: Tensor, chunk_size: int = DE
     before, last = _carry(decayed_B.mT @ V, total, state)
     raw = weights @ V + decayed_C @ before
     return system.read(raw.transpose(2, 3).flatten(1, 2)[:, :length]), last
+
+
+def key_diagonal_flops(system: DSFSystem, length: int, chunk_size: int = DEFAULT_CHUNK) -> Flops:
+    """Return what `evaluate_key_diagonal` costs for one sequence of `length` steps and a system of these sizes."""
+    _, num_heads, n, p = system.state_shape
+    c = _power_of_two(chunk_size if length >= chunk_size else length)
+    heads = num_heads * math.ceil(length / c)
+    # Blocks of H steps make c / 2H products of H·n·H each, over all H below c: half of n·c·(c - 1).
+    matmul = n * c * (c - 1) + 2 * c * c * p + 4 * c * n * p
+    levels = c.bit_length() - 1
+    return Flops(matmul, 2 * n * c * levels + 5 * n * c + c * p + 2 * n * p) * heads
 
 
 def _power_of_two(size: int) -> int:

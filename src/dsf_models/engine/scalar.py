@@ -13,6 +13,7 @@ states, p head width, x = r·p. B and C make one product a group; V, decays and 
 Source: the block decomposition of semiseparable matrices, Dao & Gu 2024 (arXiv 2405.21060).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor
 from ..system import DSFSystem
 from ..transitions import LOG_ZERO, Identity, ScalarDecay, expand_groups
 from .chunks import cut_chunks, decay_products
+from .cost import Flops
 
-__all__ = ["DEFAULT_CHUNK", "evaluate_chunked"]
+__all__ = ["DEFAULT_CHUNK", "chunked_flops", "evaluate_chunked"]
 
 DEFAULT_CHUNK = 64
 """Chunk length c: the cost a step is c·(n + p) inside chunks plus 2·n·p between them."""
@@ -51,6 +53,23 @@ def evaluate_chunked(system: DSFSystem, state: Tensor, chunk_size: int = DEFAULT
     else:
         raw, state = _scan_scalar(V, B, C, *_chunk_decays(transition, system, chunk, groups), state)
     return system.read(raw.flatten(3, 4).flatten(1, 2)[:, :length]), state.transpose(2, 3).flatten(1, 2)
+
+
+def chunked_flops(system: DSFSystem, length: int, chunk_size: int = DEFAULT_CHUNK) -> Flops:
+    """Return what `evaluate_chunked` costs for one sequence of `length` steps and a system of these sizes.
+
+    C B^T is made once a group and the rest once a head; squares are counted whole, as they are computed.
+    """
+    _, num_heads, n, p = system.state_shape
+    groups = system.B.shape[2] if system.B.shape[2] == system.C.shape[2] else num_heads
+    chunk = min(chunk_size, length)
+    chunks = math.ceil(length / chunk)
+    square, state = chunk * chunk, num_heads * n * p
+    matmul = 2 * (groups * square * n + num_heads * square * p + 2 * chunk * state)
+    if isinstance(system.transition, Identity):
+        return Flops(matmul, groups * square + state + num_heads * chunk * p) * chunks
+    # exp(s_i - s_j) and its product with C B^T; the decays of V and of C S; the state's own decay.
+    return Flops(matmul, 3 * num_heads * square + 3 * num_heads * chunk * p + 2 * state) * chunks
 
 
 def _factors(system: DSFSystem) -> tuple[Tensor, Tensor]:

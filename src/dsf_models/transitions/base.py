@@ -71,6 +71,10 @@ class Transition(ABC):
 
     name: ClassVar[str]
     """Name of the structure, for messages and tables."""
+    flops_per_entry: ClassVar[int] = 1
+    """Elementwise operations by which one step of Λ moves one entry of the state."""
+    matmul_flops_per_entry: ClassVar[int] = 0
+    """Operations of matrix products beside them."""
     per_channel: ClassVar[bool] = False
     """Whether the channels of a head have each their own Λ, so that no normaliser can be shared by them."""
 

@@ -26,6 +26,8 @@ class DeltaRule(Transition):
     """
 
     name: ClassVar[str] = "delta_rule"
+    flops_per_entry: ClassVar[int] = 3
+    matmul_flops_per_entry: ClassVar[int] = 2
 
     log_decay: Tensor
     """log α, (b|1, t|1, h|1); -inf means Λ = 0. Gradients are with respect to it."""

@@ -27,6 +27,7 @@ class DPLR(Transition):
 
     name: ClassVar[str] = "dplr"
     time_invariant: ClassVar[bool] = True
+    flops_per_entry: ClassVar[int] = 7
 
     diagonal: Tensor
     """ρ as pairs (Re, Im), (h, n/2, 2): mode k turns and shrinks the states 2k and 2k + 1."""

@@ -20,6 +20,7 @@ class Identity(Transition):
     """Λ_i = 1: the state sums up everything it was given (attention in the gauge of its normaliser)."""
 
     name: ClassVar[str] = "identity"
+    flops_per_entry: ClassVar[int] = 0
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Accept every size."""

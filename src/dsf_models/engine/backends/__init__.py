@@ -25,8 +25,8 @@ BACKENDS = ("auto", "torch", "fla", "mamba_ssm")
 DEVICE_TYPES = ("cuda",)
 """Devices that kernels of other packages run on."""
 ACCELERATORS: dict[str, ModuleType] = {"fla": fla, "mamba_ssm": mamba_ssm}
-"""The other packages. Each module has `op`, `obstacle`, `reservation` and `missing`, all of (system, mode), and only the
-last of these imports the package; and `evaluate(system, state, mode)`."""
+"""The other packages: modules with `op`, `obstacle`, `reservation` and `missing` of (system, mode), of which the last
+alone imports the package, and with `evaluate(system, state, mode)`."""
 
 _selected = "auto"
 

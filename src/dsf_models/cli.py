@@ -1,0 +1,165 @@
+"""The command `dsf-models`: list the architectures, tell what a configuration costs, convert a checkpoint."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .analysis import (
+    BINS,
+    architecture_rows,
+    count_parameters,
+    decoding_flops,
+    initial_spectrum,
+    markdown_table,
+    prefill_flops,
+    state_bytes,
+    text_table,
+    training_flops,
+)
+from .backbone import DSFConfig, get_architecture
+from .hub.conversion import convert_checkpoint
+from .hub.usage import UsageError
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and takes no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words behind the command's name. Default: those of this process.
+
+    Returns:
+        Exit code: 0, or 2 where the input is wrong.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except UsageError as error:
+        print(f"dsf-models: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="dsf-models", description="Sequence models as choices of (Λ, B, C, D).")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="show all architectures")
+    command.add_argument("--markdown", action="store_true", help="as a table in Markdown, as in the README")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("info", help="show what a configuration costs, and the spectrum it starts from")
+    command.add_argument("architecture", metavar="ARCH", help="name of an architecture")
+    command.add_argument("--config", type=Path, metavar="FILE", help="config.json to start from; default: no file")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field (JSON, or a bare word)"
+    )
+    command.add_argument("--length", type=int, default=1024, help="tokens of a sequence (default: %(default)s)")
+    command.add_argument("--no-spectrum", action="store_true", help="build no model: for models larger than memory")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser("convert", help="convert a checkpoint of transformers, or back")
+    command.add_argument("source", metavar="SOURCE", help="folder, or id of a repository on the Hub")
+    command.add_argument("target", metavar="TARGET_FOLDER", type=Path, help="folder to make")
+    command.add_argument("--to", choices=["dsf", "transformers"], default="dsf", help="default: %(default)s")
+    command.set_defaults(run=_convert)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    table = markdown_table if options.markdown else text_table
+    print(table(architecture_rows()))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    family = convert_checkpoint(options.source, options.target, to_transformers=options.to == "transformers")
+    ways = (family.title, family.architecture)
+    print("{} -> {}: {}".format(*(ways if options.to == "dsf" else reversed(ways)), options.target))
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.length < 2:
+        raise UsageError(f"--length={options.length}: give at least 2 tokens.")
+    config = _config(options)
+    print(f"{options.architecture}: {config.num_hidden_layers} layers, width {config.hidden_size}\n")
+    print(text_table(_costs(config, options.length), ("cost", "")))
+    if not options.no_spectrum:
+        print("\n" + _spectrum(config))
+
+
+def _config(options: argparse.Namespace) -> DSFConfig:
+    """Return the configuration that the options describe."""
+    try:
+        config_class = get_architecture(options.architecture).config_class
+        fields = _read_fields(options.config, config_class.model_type) if options.config else {}
+        return config_class(**fields | dict(map(_assignment, options.set)))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _read_fields(path: Path, model_type: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config={path}: {error}; give a readable JSON file.") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"--config={path}: holds a {type(fields).__name__}; give an object of fields.")
+    given = fields.pop("model_type", model_type)
+    if given != model_type:
+        raise UsageError(f"model_type={given!r}: {path} configures another architecture than {model_type!r}.")
+    return fields
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    field, separator, value = text.partition("=")
+    if not (field and separator):
+        raise UsageError(f"--set={text!r}: write FIELD=VALUE, for example --set hidden_size=512.")
+    try:
+        return field, json.loads(value)
+    except ValueError:
+        return field, value
+
+
+def _costs(config: DSFConfig, length: int) -> list[tuple[str, str]]:
+    parameters = count_parameters(config)
+    training, prefill = (flops(config, length).total / length for flops in (training_flops, prefill_flops))
+    return [
+        ("parameters", f"{parameters.total:,}"),
+        ("  body", f"{parameters.body:,}"),
+        ("  embedding", f"{parameters.embedding:,}"),
+        ("  head", f"{parameters.head:,}" if parameters.head else "0 (shared with the embedding)"),
+        (f"state bytes per sequence, at {length:,} tokens", f"{state_bytes(config, length):,}"),
+        (f"state bytes per sequence, at {2 * length:,} tokens", f"{state_bytes(config, 2 * length):,}"),
+        (f"FLOPs per token, training on {length:,} tokens", f"{training:,.0f}"),
+        (f"FLOPs per token, prefill of {length:,} tokens", f"{prefill:,.0f}"),
+        (f"FLOPs per token, decoding behind {length:,} tokens", f"{decoding_flops(config, length).total:,}"),
+    ]
+
+
+def _spectrum(config: DSFConfig) -> str:
+    histogram = initial_spectrum(config)
+    found = sorted({realisation for realisation in histogram.realisations if realisation})
+    if not found:
+        return "no layer has eigenvalues"
+    rows = [(name, f"{100 * float(share):.1f} %") for name, share in zip(BINS, histogram.mean, strict=True)]
+    return text_table(rows, ("|λ| at step 0", f"share ({', '.join(found)} realisation)"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
