@@ -16,6 +16,7 @@ from transformers import DataCollatorWithFlattening, DynamicCache, PreTrainedMod
 from dsf_models import DSFConfig, engine, list_architectures
 from dsf_models.backbone import DSFMixer, get_architecture
 from dsf_models.backbone.compat import CACHE_NAME
+from dsf_models.system import apply_transfer_matrix
 
 VOCAB = 41
 PAD = 0
@@ -280,18 +281,13 @@ def assert_modes_agree(model: PreTrainedModel, **inputs: Tensor) -> None:
         expected, _ = engine.evaluate_sequential(system)
         weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
         reference = gradients(model, (expected * weight).sum())
-        for mode in engine.MODES:
+        for mode in engine.modes_of(system):
             y, _ = engine.evaluate(system, mode=mode)
             assert_close(y, expected, tolerance, f"layer {layer}, {mode}")
             found = gradients(model, (y * weight).sum())
             assert_gradients_close(found, reference, tolerance, f"layer {layer}, {mode}")
         applied = apply_transfer_matrix(system.transfer_matrix(), system.u.double())
         assert_close(applied, expected, 1e-10 if model.dtype == torch.float64 else 1e-5, f"layer {layer}, Φ")
-
-
-def apply_transfer_matrix(phi: Tensor, u: Tensor) -> Tensor:
-    """Return Φu, with Φ (b, h, t, t) or (b, h, p, t, t) and u (b, t, h, p)."""
-    return torch.einsum("bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp", phi, u)
 
 
 def assert_transfer_matrix_explains_the_mixer(model: PreTrainedModel, **inputs: Tensor) -> None:

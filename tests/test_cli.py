@@ -91,7 +91,7 @@ def test_info_takes_bare_words_and_json(capsys):
         (["lst"], ["'lst'", "'list'"]),
         (["list", "--markdow"], ["--markdow"]),
         (["info"], ["required: ARCH"]),
-        (["info", "sdd"], ["architecture='sdd'", "did you mean ssd?"]),
+        (["info", "sdd"], ["architecture='sdd'", "did you mean ssd"]),
         (["info", "ssd", "--set", "hidden_size"], ["--set='hidden_size'", "FIELD=VALUE"]),
         (["info", "ssd", "--set", "=3"], ["--set='=3'", "FIELD=VALUE"]),
         (["info", "ssd", "--set", "hidden_siz=3"], ["hidden_siz=3", "hidden_size"]),

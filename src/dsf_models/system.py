@@ -8,8 +8,9 @@ matrix S:
     S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
 
 b_i, c_i are the factors of B_i, C_i that a head's channels share; the input gain s_i (Δ_i, input gates) belongs to
-B_i and the output gain g_i to C_i. `DSFSystem.matrices` multiplies all of it out into the dense matrices of the
-equation.
+B_i and the output gain g_i to C_i. Where every channel drives every state (MIMO systems), B_i and C_i are constant
+dense matrices instead, `input_map` and `output_map`. `DSFSystem.matrices` multiplies all of it out into the dense
+matrices of the equation.
 
 Letters: b batch, t time, h heads, g groups of heads that share B or C, n states per channel, p head width, d = h·p
 inner width, N = d·n size of the whole state.
@@ -27,6 +28,7 @@ from torch import Tensor
 from .transitions import (
     DSFSystemError,
     Identity,
+    Rotation,
     ScalarDecay,
     Transition,
     beyond,
@@ -41,11 +43,13 @@ __all__ = [
     "DSFSystem",
     "DSFSystemError",
     "Identity",
+    "Rotation",
     "ScalarDecay",
     "SoftmaxSystem",
     "Spectrum",
     "SystemMatrices",
     "Transition",
+    "apply_transfer_matrix",
     "rescale_state",
 ]
 
@@ -104,9 +108,14 @@ class DSFSystem:
 
         S_i = Λ_i(S_{i-1}) + b_i (s_i * u_i)^T        y_i = g_i * (S_i^T c_i) + D * u_i
 
-    Tensors broadcast over batch, time and the heads of a group; they are never expanded. With `normalized` the
-    read-out is divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j (so that Φ's rows sum
-    to one); with `log_normalizer` by an η_i that is given.
+    Tensors broadcast over batch, time and the heads of a group; they are never expanded. With maps in place of B and C
+
+        h_i = Λ h_{i-1} + input_map u_i        y_i = output_map h_i + D * u_i
+
+    the d channels form one head that drives N states: its state is S (N, 1), and Λ must be constant.
+
+    With `normalized` the read-out is divided by the summed weights of its row, η_i = Σ_j c_i^T Λ_i … Λ_{j+1} b_j s_j,
+    so that Φ's rows sum to one; with `log_normalizer` by an η_i that is given.
 
     Raises:
         DSFSystemError: a tensor's shape or dtype does not fit; the message names the field, its shape and what it
@@ -115,12 +124,16 @@ class DSFSystem:
 
     u: Tensor
     """Inner input, (b, t, h, p)."""
-    B: Tensor
-    """Input factors b_i, (b|1, t|1, g, n); g divides h."""
-    C: Tensor
-    """Output factors c_i, (b|1, t|1, g, n); g divides h."""
     transition: Transition
     """Structure and values of Λ."""
+    B: Tensor | None = None
+    """Input factors b_i, (b|1, t|1, g, n); g divides h."""
+    C: Tensor | None = None
+    """Output factors c_i, (b|1, t|1, g, n); g divides h."""
+    input_map: Tensor | None = None
+    """Constant dense B, (N, d), instead of factors; u then has one head of width d."""
+    output_map: Tensor | None = None
+    """Constant dense C, (d, N), beside `input_map`."""
     D: Tensor | None = None
     """Feed-through, (h,) or (h, p); None for none."""
     input_gain: Tensor | None = None
@@ -143,6 +156,19 @@ class DSFSystem:
                 "(batch, time, heads, head width) of at least one step."
             )
         batch, length, num_heads, head_dim = self.u.shape
+        if self.input_map is None and self.output_map is None:
+            self._check_factors()
+        else:
+            self._check_maps()
+        if self.D is not None and tuple(self.D.shape) not in ((num_heads,), (num_heads, head_dim)):
+            raise DSFSystemError(
+                f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."
+            )
+        _check_layout(self.starts, self.lengths, batch, length)
+        self.transition.check(batch, length, num_heads, *self.state_shape[2:])
+
+    def _check_factors(self) -> None:
+        batch, length, num_heads, _ = self.u.shape
         self._check_factor("B", self.B)
         self._check_factor("C", self.C)
         if self.B.shape[-1] != self.C.shape[-1]:
@@ -162,14 +188,30 @@ class DSFSystem:
                 f"normalized is True, but Λ of structure {self.transition.name!r} differs between the channels of a "
                 "head, which share one normaliser: leave normalized out."
             )
-        if self.D is not None and tuple(self.D.shape) not in ((num_heads,), (num_heads, head_dim)):
-            raise DSFSystemError(
-                f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."
-            )
-        _check_layout(self.starts, self.lengths, batch, length)
-        self.transition.check(batch, length, num_heads, self.B.shape[-1], head_dim)
 
-    def _check_factor(self, name: str, value: Tensor) -> None:
+    def _check_maps(self) -> None:
+        d, names = self.u.shape[3], ("input_map", "output_map")
+        for name in ("B", "C", "input_gain", "output_gain", "log_normalizer"):
+            if getattr(self, name) is not None:
+                raise DSFSystemError(f"{name} is given beside input_map and output_map, which are all of B and C.")
+        if self.normalized:
+            raise DSFSystemError("normalized is True, but a system with input_map and output_map has no normaliser.")
+        for name, value in ((name, getattr(self, name)) for name in names):
+            if value is None:
+                raise DSFSystemError(f"{name} is None: input_map and output_map come together.")
+            self._check_dtype(name, value)
+        shapes = tuple(self.input_map.shape), tuple(self.output_map.shape)
+        if self.u.shape[2] != 1 or len(shapes[0]) != 2 or shapes[0][1] != d or shapes[1] != shapes[0][::-1]:
+            raise DSFSystemError(
+                f"input_map has shape {shapes[0]}, output_map {shapes[1]} and u {tuple(self.u.shape)}; give (N, d), "
+                "(d, N) and (batch, time, 1, d)."
+            )
+        if not self.transition.time_invariant:
+            raise DSFSystemError(f"Λ of structure {self.transition.name!r} depends on time: maps need a constant Λ.")
+
+    def _check_factor(self, name: str, value: Tensor | None) -> None:
+        if value is None:
+            raise DSFSystemError(f"{name} is None: give the factors B and C, or input_map and output_map.")
         batch, length, num_heads, _ = self.u.shape
         shape = tuple(value.shape)
         fits = len(shape) == 4 and broadcasts(shape[0], batch) and broadcasts(shape[1], length)
@@ -178,7 +220,11 @@ class DSFSystem:
                 f"{name} has shape {shape}, but u of shape {tuple(self.u.shape)} asks for "
                 f"({batch}|1, {length}|1, groups dividing {num_heads}, states)."
             )
-        if value.dtype != self.u.dtype:
+        self._check_dtype(name, value)
+
+    def _check_dtype(self, name: str, value: Tensor) -> None:
+        """Constant parameters may be more precise than a half-precision input: systems are evaluated in float32."""
+        if value.dtype not in (self.u.dtype, torch.promote_types(self.u.dtype, torch.float32)):
             raise DSFSystemError(f"{name} is {value.dtype} and u is {self.u.dtype}: cast both to one dtype.")
 
     def _check_gain(self, name: str, value: Tensor | None) -> None:
@@ -220,13 +266,24 @@ class DSFSystem:
     @property
     def state_size(self) -> int:
         """Size N = h·p·n of the whole state h_i (the summed normaliser, a gauge of C, is not counted)."""
+        if self.input_map is not None:
+            return self.input_map.shape[0]
         return self.num_heads * self.head_dim * self.B.shape[-1]
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the carried head states: (b, h, n, p), or (b, h, n, p + 1) with the normaliser's column."""
+        """Shape of the carried head states: (b, h, n, p), p + 1 with a normaliser; (b, 1, N, 1) with maps."""
         batch, _, num_heads, head_dim = self.u.shape
+        if self.input_map is not None:
+            return batch, 1, self.input_map.shape[0], 1
         return batch, num_heads, self.B.shape[-1], head_dim + int(self.normalized)
+
+    @property
+    def time_invariant(self) -> bool:
+        """Whether Λ, B and C are the same at every step, so that Φ is Toeplitz (within documents, pads aside)."""
+        varying = (self.B, self.C, self.input_gain, self.output_gain, self.log_normalizer)
+        constant = all(x is None or x.shape[1] == 1 for x in varying)
+        return constant and not self.normalized and self.transition.time_invariant
 
     # ---- pieces that kernels share ----------------------------------------------------------------------------------
 
@@ -247,6 +304,19 @@ class DSFSystem:
             drive = drive * _as_channel_gain(self.input_gain).to(drive.dtype)
         padded = self.padded
         return drive if padded is None else drive.masked_fill(padded[..., None, None], 0.0)
+
+    def inflow(self) -> Tensor:
+        """Return B_i u_i, what each step adds to the state: (b, t, h, n, p), or (b, t, 1, N, 1) with maps."""
+        drive = self.drive()
+        if self.input_map is not None:
+            return (drive @ self.input_map.T)[..., None]
+        return expand_groups(self.B, self.num_heads)[..., :, None] * drive[..., None, :]
+
+    def outflow(self, states: Tensor) -> Tensor:
+        """Return the raw read-out of the states after each step, in the shape of `inflow`: (b, t, h, p or p + 1)."""
+        if self.output_map is not None:
+            return states[..., 0] @ self.output_map.T
+        return (expand_groups(self.C, self.num_heads)[..., None, :] @ states).squeeze(-2)
 
     def effective_transition(self) -> Transition:
         """Return Λ with document starts (Λ = 0) and pads (Λ = 1) written into it."""
@@ -311,7 +381,9 @@ class DSFSystem:
             Φ_ij = C_i Λ_i … Λ_{j+1} B_j   (j < i)        Φ_ii = C_i B_i + D_i        Φ_ij = 0   (j > i)
 
         Returns:
-            (b, h, t, t) where a head's channels share it, else (b, h, p, t, t), in `dtype`.
+            In `dtype`: (b, h, t, t) where a head's channels share it; (b, h, p, t, t) where they do not; with maps,
+            where channels mix, (b, 1, d, d, t, t): output channel, input channel, i, j. `apply_transfer_matrix`
+            applies each of them.
 
         Source: the equation of Sieber et al. 2024, section 3, unrolled to y = Φ u.
         """
@@ -323,21 +395,91 @@ class DSFSystem:
         if gain is not None:
             phi = phi * _time_last(gain)[..., :, None]
         if system.D is not None:
-            phi = phi + torch.diag_embed(_as_channel_gain(system.D)[..., None].expand(-1, -1, self.length))
+            now = torch.eye(self.length, dtype=phi.dtype, device=phi.device)
+            phi = phi + system._feed_through(phi)[..., None, None] * now
         if self.lengths is not None:
-            phi = _zero_pads(phi, self.padded[:, None, None])
+            padded = self.padded.view(-1, *(1,) * (phi.ndim - 3), self.length)
+            phi = phi.masked_fill(padded[..., :, None] | padded[..., None, :], 0.0)
         return phi.squeeze(2) if self._shared_by_channels(phi) else phi
 
+    def kernel(self, length: int) -> Tensor:
+        """Return the kernel K of a time-invariant system, with y_i = Σ_{j<=i} K_{i-j} u_j and Φ_ij = K_{i-j}.
+
+            K_0 = C B + D        K_t = C Λ^t B   (t > 0)
+
+        Args:
+            length: number of lags t.
+
+        Returns:
+            (b, h, length), (b, h, p, length) or (b, 1, d, d, length) in float64, channels as in `transfer_matrix`.
+
+        Raises:
+            DSFSystemError: the system depends on time.
+        """
+        self.require_time_invariant("kernel")
+        system = self.to(torch.float64)
+        kernel = system.impulse_response(length)
+        for gain in (system.input_gain, system.read_gain()):
+            kernel = kernel if gain is None else kernel * _time_last(gain)
+        if system.D is not None:
+            now = torch.arange(length, device=kernel.device) == 0
+            kernel = kernel + system._feed_through(kernel[..., None])[..., None] * now
+        kernel = kernel.expand(self.u.shape[0], *kernel.shape[1:])
+        return kernel.squeeze(2) if self._shared_by_channels(kernel[..., None]) else kernel
+
+    def impulse_response(self, length: int) -> Tensor:
+        """Return c^T Λ^t b (gains and D aside) for constant factors: (b|1, h, 1, length), or (1, 1, d, d, length)."""
+        if self.input_map is not None:
+            orbit = self.transition.orbit(self.input_map.T[:, None, :, None], length)
+            return (orbit[:, :, 0, :, 0] @ self.output_map.T).permute(2, 0, 1)[None, None]
+        b, c = (expand_groups(x, self.num_heads)[:, 0] for x in (self.B, self.C))
+        orbit = self.transition.orbit(b[..., None], length)
+        return torch.einsum("bhn,bthn->bht", c, orbit[..., 0])[:, :, None]
+
+    def require_time_invariant(self, what: str) -> None:
+        """Raise unless Λ, B, C and gains are constant.
+
+        Raises:
+            DSFSystemError: `what` was asked of a system that depends on time.
+        """
+        if not self.time_invariant:
+            raise DSFSystemError(
+                f"{what} needs a time-invariant system, but Λ ({self.transition.name}), B, C, a gain or the normaliser "
+                "depends on time: use transfer_matrix() for Φ, or another mode of the engine."
+            )
+
     def _driven_weights(self) -> Tensor:
-        """Return c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, h, p, t, t), with p = 1 where a head's channels share Λ and s."""
+        """Return c_i^T Λ_i … Λ_{j+1} b_j s_j, (b, h, p, t, t), with p = 1 where a head's channels share Λ and s.
+
+        (b, 1, d, d, t, t) with maps.
+        """
         batch, length, num_heads, _ = self.u.shape
-        B_bthn, C_bthn = (expand_groups(x, num_heads).expand(batch, length, -1, -1) for x in (self.B, self.C))
-        weights = self.effective_transition().scores(B_bthn, C_bthn)
+        if self.time_invariant:
+            weights = self.toeplitz(self.impulse_response(length))
+        else:
+            B_bthn, C_bthn = (expand_groups(x, num_heads).expand(batch, length, -1, -1) for x in (self.B, self.C))
+            weights = self.effective_transition().scores(B_bthn, C_bthn)
         return weights if self.input_gain is None else weights * _time_last(self.input_gain)[..., None, :]
+
+    def toeplitz(self, kernel: Tensor) -> Tensor:
+        """Spread a kernel (b|1, …, t) over rows i and columns j of one document: K_{i-j} in (b, …, t, t)."""
+        batch, length = self.u.shape[:2]
+        time = torch.arange(length, device=kernel.device)
+        weights = kernel[..., (time[:, None] - time).clamp(min=0)].tril()
+        weights = weights.expand(batch, *weights.shape[1:])
+        if self.starts is None:
+            return weights
+        document = self.starts.long().cumsum(1).view(batch, *(1,) * (kernel.ndim - 2), length)
+        return weights.masked_fill(document[..., :, None] != document[..., None, :], 0.0)
+
+    def _feed_through(self, phi: Tensor) -> Tensor:
+        """Return D for the channel dimensions of Φ: (h, p or 1), or (1, d, d) where channels mix."""
+        D = _as_channel_gain(self.D)
+        return D if phi.ndim == 5 else torch.diag_embed(D.expand(1, self.head_dim))
 
     def _shared_by_channels(self, phi: Tensor) -> bool:
         per_channel = any(x is not None and x.ndim == 4 for x in (self.input_gain, self.output_gain))
-        return phi.shape[2] == 1 and not per_channel and (self.D is None or self.D.ndim == 1)
+        return phi.ndim == 5 and phi.shape[2] == 1 and not per_channel and (self.D is None or self.D.ndim == 1)
 
     @property
     def has_normalizer(self) -> bool:
@@ -402,26 +544,29 @@ class DSFSystem:
         """
         system = self.to(torch.float64)
         batch, length, num_heads, head_dim = self.u.shape
-        n, d = self.B.shape[-1], num_heads * head_dim
-        blocks = system.effective_transition().blocks(batch, length, num_heads, n, head_dim).to(self.u.device)
-        eye_d = torch.eye(d, dtype=torch.float64, device=self.u.device)
+        n, width = self.state_shape[2], 1 if self.input_map is not None else head_dim
+        blocks = (
+            system.effective_transition().blocks(batch, length, num_heads, n, width).to(self.u.device).flatten(2, 3)
+        )
         real = torch.ones(batch, length, dtype=torch.float64, device=self.u.device)
         real = real if self.lengths is None else real.masked_fill(self.padded, 0.0)
-        gain_in = real[..., None] * _expand_gain(system.input_gain, system.u)
-        gain_out = real[..., None] * _expand_gain(system.read_gain(), system.u)
-        if self.normalized:
-            gain_out = gain_out / nonzero(self.normalizer()).repeat_interleave(head_dim, dim=2)
-        feed = torch.zeros(d, dtype=torch.float64, device=self.u.device)
-        if system.D is not None:
-            feed = _as_channel_gain(system.D).expand(num_heads, head_dim).reshape(d)
-        B_btdn = self._per_channel(system.B) * gain_in[..., None]
-        C_btdn = self._per_channel(system.C) * gain_out[..., None]
+        B, C = (system.input_map, system.output_map) if self.input_map is not None else system._dense_factors()
+        feed = torch.zeros(1, dtype=torch.float64, device=self.u.device) if system.D is None else system.D
+        feed = _as_channel_gain(feed).expand(num_heads, head_dim).reshape(-1)
         return SystemMatrices(
-            Lambda=torch.einsum("btdnm,de->btdnem", blocks.flatten(2, 3), eye_d).reshape(batch, length, d * n, d * n),
-            B=torch.einsum("btdn,de->btdne", B_btdn, eye_d).reshape(batch, length, d * n, d),
-            C=torch.einsum("btdn,de->btedn", C_btdn, eye_d).reshape(batch, length, d, d * n),
+            Lambda=_block_diagonal(blocks),
+            B=real[..., None, None] * B,
+            C=real[..., None, None] * C,
             D=torch.diag_embed(real[..., None] * feed),
         )
+
+    def _dense_factors(self) -> tuple[Tensor, Tensor]:
+        """Return B (b, t, N, d) and C (b, t, d, N) with gains and normaliser multiplied out."""
+        gain_in, gain_out = (_expand_gain(x, self.u) for x in (self.input_gain, self.read_gain()))
+        if self.normalized:
+            gain_out = gain_out / nonzero(self.normalizer()).repeat_interleave(self.head_dim, dim=2)
+        B_btdn, C_btdn = self._per_channel(self.B) * gain_in[..., None], self._per_channel(self.C) * gain_out[..., None]
+        return _block_diagonal(B_btdn[..., None]), _block_diagonal(C_btdn[..., None, :])
 
     def _per_channel(self, factor: Tensor) -> Tensor:
         batch, length, num_heads, head_dim = self.u.shape
@@ -490,6 +635,26 @@ def _time_last(gain: Tensor) -> Tensor:
 def _expand_gain(gain: Tensor | None, u: Tensor) -> Tensor:
     full = torch.ones_like(u) if gain is None else _as_channel_gain(gain).expand_as(u)
     return full.flatten(2)
+
+
+def _block_diagonal(blocks: Tensor) -> Tensor:
+    """Lay blocks (…, e, r, s) along a diagonal: (…, e·r, e·s)."""
+    eye = torch.eye(blocks.shape[-3], dtype=blocks.dtype, device=blocks.device)
+    return torch.einsum("...ers,ef->...erfs", blocks, eye).flatten(-4, -3).flatten(-2)
+
+
+def apply_transfer_matrix(phi: Tensor, u: Tensor) -> Tensor:
+    """Return y = Φ u: y_i = Σ_j Φ_ij u_j.
+
+    Args:
+        phi: (b, h, t, t), (b, h, p, t, t) or (b, h, p, p, t, t), as `DSFSystem.transfer_matrix` returns it.
+        u: inner inputs, (b, t, h, p).
+
+    Returns:
+        (b, t, h, p).
+    """
+    equation = {4: "bhij,bjhp->bihp", 5: "bhpij,bjhp->bihp", 6: "bhpqij,bjhq->bihp"}[phi.ndim]
+    return torch.einsum(equation, phi, u)
 
 
 def _zero_pads(phi: Tensor, padded: Tensor) -> Tensor:

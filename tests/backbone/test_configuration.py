@@ -29,6 +29,7 @@ SMALL = {
     "conv_kernel": 0,
     "gate": "none",
     "output_norm": "none",
+    "channel_mixer": "none",
 }
 CONFIG_CLASSES = {name: get_architecture(name).config_class for name in list_architectures()}
 every_architecture = pytest.mark.parametrize("name", list_architectures())
@@ -149,8 +150,8 @@ def first_generated_token(config):
 
 def length_of_generation(config):
     model = with_fixed_weights(config)
-    # Every logit is that of token 5, so that greedy decoding gives nothing else than token 0.
-    model.lm_head.weight.data[:] = model.lm_head.weight.data[5].clone()
+    # Every logit is 0, so that greedy decoding gives nothing else than token 0.
+    model.lm_head.weight.data.zero_()
     return model.generate(token_ids()[:1, :3], max_new_tokens=4, pad_token_id=1).shape[1]
 
 
@@ -243,6 +244,13 @@ ALIVE = {
     # GLA.
     "decay_rank": Alive([16, 2]),
     "decay_temperature": Alive([16, 4.0]),
+    # S4D, S5, LRU.
+    "a_init": Alive(["lin", "inv", "real"], parameters_of_the_transition),
+    "discretization": Alive(["zoh", "bilinear"]),
+    "num_blocks": Alive([2, 1], parameters_of_the_transition),
+    "r_min": Alive([0.9, 0.5], parameters_of_the_transition),
+    "r_max": Alive([0.99, 0.95], parameters_of_the_transition),
+    "max_phase": Alive([6.28, 0.3], parameters_of_the_transition),
     # Gated DeltaNet, and GLA too.
     "allow_negative_eigenvalues": Alive([False, True]),
 }
@@ -346,7 +354,7 @@ NONSENSE_OF_SOME = [
     ({"sliding_window": -4}, ["sliding_window=-4", "at least 2"]),
     ({"mixers": []}, ["mixers=[]", "name one architecture for each layer", "linear_attention"]),
     ({"mixers": None}, ["mixers=None", "name one architecture for each layer"]),
-    ({"mixers": ["ssd", "sdd"]}, ["mixers='sdd'", "did you mean ssd?", "softmax_attention"]),
+    ({"mixers": ["ssd", "sdd"]}, ["mixers='sdd'", "did you mean ssd", "softmax_attention"]),
     ({"mixers": ["ssd", "hybrid"]}, ["mixers='hybrid'", "unknown"]),
     ({"mixers": ["ssd"], "num_hidden_layers": 3}, ["num_hidden_layers=3", "names 1 layers", "leave"]),
     ({"mixer_options": {"sdd": {}}}, ["mixer_options='sdd'", "no layer", "did you mean ssd?"]),
@@ -387,6 +395,15 @@ NONSENSE_OF_SOME = [
     ({"a_init_range": (3.0, 1.0)}, ["a_init_range=[3.0, 1.0]", "the smaller first"]),
     ({"a_init_range": (0.0, 1.0)}, ["a_init_range=[0.0, 1.0]", "positive"]),
     ({"a_init_range": (1.0, float("inf"))}, ["a_init_range=[1.0, inf]", "finite"]),
+    ({"discretization": "zoh", "state_size": 3}, ["state_size=3", "conjugate pairs", "even"]),
+    ({"num_blocks": 3}, ["num_blocks=3", "state_size=4", "even size"]),
+    ({"num_blocks": 4}, ["num_blocks=4", "even size"]),
+    ({"num_blocks": 0}, ["num_blocks=0"]),
+    ({"r_min": 1.0}, ["r_min=1.0", "[0, 1)"]),
+    ({"r_min": -0.1}, ["r_min=-0.1", "[0, 1)"]),
+    ({"r_max": 0.5}, ["r_max=0.5", "r_min is 0.9"]),
+    ({"r_max": 1.1}, ["r_max=1.1", "[r_min, 1]"]),
+    ({"max_phase": 0.0}, ["max_phase=0.0", "positive"]),
     ({"a_init_range": (2.0, 1.0), "decay": "constant"}, ["a_init_range=[2.0, 1.0]", "two finite numbers"]),
     (
         {"time_step_bias": "channel", "decay": "constant"},

@@ -10,12 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
-from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, FactoredDecay, KeyDiagonal, multiply_pairs
+from dsf_models.transitions import (
+    DPLR,
+    DeltaRule,
+    ElementwiseDecay,
+    FactoredDecay,
+    KeyDiagonal,
+    Rotation,
+    multiply_pairs,
+)
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
 STRUCTURES = ("scalar", "key_diagonal", "elementwise", "factored", "dplr", "delta_rule", "delta_rule_at_B")
 """Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
+ROTATIONS = ("rotation", "real_rotation")
+"""Constant eigenvalues, complex and real: their radii are drawn like decays."""
+RADII = (*DECAYS, "unit")
+"""Constant Λ may keep |λ| = 1 for ever."""
 CONSTANT_FACTORS = ("B batch", "B time", "C batch", "C time")
 BROADCASTS = ("B batch", "B time", "C batch", "C time", "gain batch", "gain time", "decay batch", "decay time")
 
@@ -34,6 +46,8 @@ class Case:
     states: int = 3
     width: int = 2
     structure: str = "scalar"
+    maps: bool = False
+    """Whether dense maps stand in place of B and C (one head; constant Λ alone)."""
     decay: str | None = "benign"
     signed: bool = False
     decay_per_head: bool = True
@@ -51,9 +65,10 @@ class Case:
     def __post_init__(self) -> None:
         if self.decay is not None and self.structure == "elementwise":
             object.__setattr__(self, "states", 1)
-        if self.decay is not None and self.structure == "dplr":
-            # Pairs of states, and B and C that its kernel takes.
+        if self.decay is not None and self.structure in ("dplr", "rotation"):
             object.__setattr__(self, "states", self.states + self.states % 2)
+        if self.decay is not None and self.structure == "dplr":
+            # What its kernel takes.
             object.__setattr__(self, "broadcasts", (*self.broadcasts, *CONSTANT_FACTORS))
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -69,11 +84,12 @@ class Case:
         weights = positive if self.normalized else normal
         lead = {name: self._lead(name) for name in ("B", "C", "gain", "decay")}
         heads, width = self.heads, self.width
-        tensors = {
-            "u": normal(self.batch, self.length, heads, width),
-            "B": weights(*lead["B"], self.groups_B, self.states),
-            "C": weights(*lead["C"], self.groups_C, self.states),
-        }
+        tensors = {"u": normal(self.batch, self.length, heads, width)}
+        if self.maps:
+            tensors |= {"input_map": normal(self.states, width), "output_map": normal(width, self.states)}
+        else:
+            tensors["B"] = weights(*lead["B"], self.groups_B, self.states)
+            tensors["C"] = weights(*lead["C"], self.groups_C, self.states)
         if self.structure == "delta_rule_at_B":
             tensors["B"] = F.normalize(tensors["B"], dim=-1)
         if self.decay is not None:
@@ -87,7 +103,8 @@ class Case:
         if self.log_normalizer:
             tensors["log_normalizer"] = normal(*lead["gain"], heads)
         if self.state:
-            tensors["state"] = weights(self.batch, heads, self.states, width + int(self.normalized))
+            columns = 1 if self.maps else width + int(self.normalized)
+            tensors["state"] = weights(self.batch, heads, self.states, columns)
         return {name: value.to(dtype) for name, value in tensors.items()}
 
     def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -99,6 +116,8 @@ class Case:
             return self._factored_tensors(lead, generator)
         if self.structure == "dplr":
             return _dplr_tensors(self.decay, self.heads, self.states, generator)
+        if self.structure in ROTATIONS:
+            return self._rotation_tensors(generator)
         if self.structure == "key_diagonal":
             groups = self.heads if self.decay_per_head else self.groups_B
             return {"log_decay": _log_decays(self.decay, (*lead, groups, self.states), generator)}
@@ -110,6 +129,14 @@ class Case:
         if self.structure == "delta_rule":
             key = torch.randn(*lead, self.groups_C, self.states, generator=generator, dtype=torch.float64)
             tensors["key"] = F.normalize(key, dim=-1)
+        return tensors
+
+    def _rotation_tensors(self, generator: torch.Generator) -> dict[str, Tensor]:
+        eigenvalues = self.states // 2 if self.structure == "rotation" else self.states
+        shape = (self.heads if self.decay_per_head else 1, eigenvalues)
+        tensors = {"log_radius": _log_decays(self.decay, shape, generator)}
+        if self.structure == "rotation":
+            tensors["angle"] = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
         return tensors
 
     def _factored_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -125,16 +152,14 @@ class Case:
 
     def system(self, tensors: Mapping[str, Tensor]) -> DSFSystem:
         """Build the system on these tensors."""
-        optional = {name: tensors.get(name) for name in ("D", "input_gain", "output_gain", "log_normalizer")}
+        optional = ("B", "C", "input_map", "output_map", "D", "input_gain", "output_gain", "log_normalizer")
         return DSFSystem(
             u=tensors["u"],
-            B=tensors["B"],
-            C=tensors["C"],
             transition=self._transition(tensors),
             normalized=self.normalized,
             starts=self._starts(),
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
-            **optional,
+            **{name: tensors.get(name) for name in optional},
         )
 
     def _transition(self, tensors: Mapping[str, Tensor]) -> Transition:
@@ -146,6 +171,10 @@ class Case:
             return FactoredDecay(tensors["delta"], tensors["rate"])
         if self.structure == "dplr":
             return DPLR(tensors["diagonal"], tensors["left"], tensors["right"])
+        if self.structure in ROTATIONS:
+            radius = tensors["log_radius"]
+            signed = self.signed and self.structure == "real_rotation"
+            return Rotation(radius, tensors.get("angle"), self._sign(radius) if signed else None)
         log_decay = tensors["log_decay"]
         if self.structure.startswith("delta_rule"):
             return DeltaRule(log_decay, tensors.get("key", tensors["B"]), tensors["beta"])
@@ -178,6 +207,7 @@ def _log_decays(kind: str, shape: tuple[int, ...], generator: torch.Generator) -
         "some_zero": benign.masked_fill(uniform < 0.2, -1e4).masked_fill(uniform > 0.8, -math.inf),
         "all_zero": torch.where(uniform < 0.5, -1e4, -math.inf),
         "growing": 0.1 * uniform,
+        "unit": torch.zeros_like(uniform),
     }[kind]
 
 
@@ -267,4 +297,19 @@ def random_case(seed: int, **fixed: object) -> Case:
         structure=draw.choice(("scalar", "key_diagonal") if normalized else STRUCTURES),
         log_normalizer=not normalized and draw.random() < 0.3,
     )
+    if draw.random() < 0.3:
+        case = replace(case, **_rotation_fields(case, draw))
     return replace(case, **fixed)
+
+
+def _rotation_fields(case: Case, draw: random.Random) -> dict[str, object]:
+    """Draw what makes a case one with constant eigenvalues, half of the time with constant factors or maps too."""
+    fields: dict[str, object] = {"structure": draw.choice(ROTATIONS), "decay": draw.choice(RADII)}
+    if draw.random() < 0.3:
+        gains = {"input_gain": None, "output_gain": None, "normalized": False, "log_normalizer": False}
+        alone = {"groups_B": 1, "groups_C": 1, **gains}
+        return fields | alone | {"heads": 1, "maps": True}
+    if draw.random() < 0.5:
+        fields["broadcasts"] = tuple({*case.broadcasts, *CONSTANT_FACTORS, "gain time"})
+    # A rotating normaliser may be as near to 0 as it likes, too.
+    return fields | {"normalized": case.normalized and fields["structure"] == "real_rotation"}

@@ -66,16 +66,23 @@ def assert_translation_matches(case, backend, mode, tolerance=SINGLE, floor=0.0)
 # ---- fla-core --------------------------------------------------------------------------------------------------------
 
 
-def for_fla(case):
-    """Return the case with a delta rule that an operation can take instead of a structure that none does."""
+def for_fla(seed):
+    """Draw a system with a delta rule that an operation can take instead of a structure that none does."""
+    case = random_case(seed, maps=False)
     if case.decay is not None and case.structure not in FLA_STRUCTURES:
-        return replace(case, structure="delta_rule_at_B", decay_per_head=True)
+        case = replace(case, structure="delta_rule_at_B", decay=case.decay if case.decay in DECAYS else "near_one")
     return case if case.structure != "delta_rule_at_B" else replace(case, decay_per_head=True)
+
+
+def for_mamba_ssm(seed):
+    """Draw a system with factored decays."""
+    case = random_case(seed, maps=False, structure="factored", normalized=False, log_normalizer=False)
+    return replace(case, decay=case.decay if case.decay in DECAYS else "benign", decay_per_head=True)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_any_system_in_terms_of_fla(called, seed):
-    case = for_fla(random_case(seed))
+    case = for_fla(seed)
     floor = evaluate(case.system(case.tensors()), backend="torch")[0].norm().item() if case.normalized else 0.0
     for mode in MODES if case.structure != "delta_rule_at_B" or case.decay is None else ["chunked"]:
         assert_translation_matches(case, "fla", mode, floor=floor)
@@ -148,9 +155,7 @@ def test_the_given_state_is_left_alone(called, structure):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_any_system_in_terms_of_mamba_ssm(called, seed):
-    case = random_case(seed, structure="factored", decay_per_head=True, normalized=False, log_normalizer=False)
-    case = case if case.decay else replace(case, decay="benign")
-    assert_translation_matches(case, "mamba_ssm", "chunked")
+    assert_translation_matches(for_mamba_ssm(seed), "mamba_ssm", "chunked")
     assert called
 
 
@@ -222,8 +227,9 @@ def test_torch_runs_on_a_cpu_and_says_why():
         (drawn(torch.float64), "chunked", "float64"),
         (drawn(), "matrix", "mode='matrix'"),
         (drawn(structure="dplr"), "chunked", "'dplr'"),
+        (drawn(structure="rotation", maps=True, heads=1), "chunked", "input_map"),
     ],
-    ids=["decoding", "TF32", "float64", "matrix", "no operation"],
+    ids=["decoding", "TF32", "float64", "matrix", "no operation", "maps"],
 )
 def test_auto_keeps_to_torch_and_says_why(called, system, mode, reason):
     choice = choose_backend(system, mode)
@@ -369,8 +375,9 @@ def test_unknown_backends_are_refused(name):
 
 # ---- whole models ----------------------------------------------------------------------------------------------------
 
-WITHOUT_OPS = ("lstm", "s4", "softmax_attention")
-"""Architectures that no operation computes."""
+ATTENTION = ("linear_attention", "normalized_attention", "taylor_attention")
+WITH_OPS = (*ATTENTION, "gated_deltanet", "gla", "hybrid", "qlstm", "rg_lru", "s6", "ssd")
+"""Architectures whose Λ has an operation."""
 
 
 @contract.every("default")
@@ -390,7 +397,7 @@ def test_models_come_out_alike(called, monkeypatch, name, case):
     with use_backend("torch"):
         tokens = contract.generate(model, ids, attention_mask=mask.long())
     assert torch.equal(contract.generate(model, ids, attention_mask=mask.long()), tokens)
-    assert bool(called) == (name not in WITHOUT_OPS)
+    assert bool(called) == (name in WITH_OPS)
 
 
 # ---- torch.compile ---------------------------------------------------------------------------------------------------

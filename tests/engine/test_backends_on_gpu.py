@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dsf_models.engine import choose_backend, evaluate, use_backend
 from dsf_models.engine.backends import fla, imports, mamba_ssm
 from dsf_models.transitions import Transition
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome, random_case, relative_error
-from tests.engine.test_backends import FLA_STRUCTURES, MODES, for_fla, reference, sharing
+from tests.engine.random_systems import Case, assert_outcomes_match, outcome, relative_error
+from tests.engine.test_backends import FLA_STRUCTURES, MODES, for_fla, for_mamba_ssm, reference, sharing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OP = "fla.ops.simple_gla.chunk_simple_gla"
@@ -63,15 +63,14 @@ def assert_parity(case, dtype, mode, tolerance, backend="fla"):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("seed", range(30))
 def test_any_system(seed, dtype):
-    case = for_fla(random_case(seed))
-    assert_parity(case, dtype, "chunked", TOLERANCES[dtype])
+    assert_parity(for_fla(seed), dtype, "chunked", TOLERANCES[dtype])
 
 
 @with_fla
 @pytest.mark.parametrize("seed", range(30))
 def test_operations_without_matrix_products_are_exact(seed):
-    case = random_case(seed)
-    if case.structure in ("scalar", "key_diagonal", "elementwise"):
+    case = for_fla(seed)
+    if case.structure != "delta_rule_at_B":
         assert_parity(case, torch.float32, "recurrent", EXACT)
 
 
@@ -98,9 +97,7 @@ def test_many_chunks_documents_and_pads(structure, decay, dtype):
 @with_mamba_ssm
 @pytest.mark.parametrize("seed", range(30))
 def test_any_system_of_mamba_ssm(seed):
-    case = random_case(seed, structure="factored", decay_per_head=True, normalized=False, log_normalizer=False)
-    case = case if case.decay else replace(case, decay="benign")
-    assert_parity(case, torch.float32, "chunked", EXACT, "mamba_ssm")
+    assert_parity(for_mamba_ssm(seed), torch.float32, "chunked", EXACT, "mamba_ssm")
 
 
 @with_mamba_ssm

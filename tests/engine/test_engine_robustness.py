@@ -7,7 +7,7 @@ import torch
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential
 from dsf_models.system import DSFSystem, DSFSystemError, ScalarDecay
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome
+from tests.engine.random_systems import CONSTANT_FACTORS, Case, assert_outcomes_match, outcome
 
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),
@@ -20,6 +20,13 @@ KINDS = {
     "dplr": Case(structure="dplr", D=1, output_gain=4),
     "dplr, documents and pads": Case(structure="dplr", starts=(0, 3), lengths=(11, 6)),
     "documents and pads": Case(decay=None, starts=(0, 3), lengths=(11, 6), groups_B=1, groups_C=4),
+    "constant factors": Case(structure="rotation", broadcasts=CONSTANT_FACTORS, D=1, input_gain=3, output_gain=4),
+    "constant factors, documents and pads": Case(
+        structure="real_rotation", broadcasts=CONSTANT_FACTORS, starts=(0, 3), lengths=(11, 6)
+    ),
+    "rotation": Case(structure="rotation", D=1, input_gain=3),
+    "maps": Case(structure="rotation", maps=True, heads=1, D=2),
+    "maps, documents and pads": Case(structure="rotation", maps=True, heads=1, starts=(0, 3), lengths=(11, 6)),
 }
 kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())
 
@@ -119,7 +126,8 @@ def test_tensors_without_data(mode, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "parallel"}, ["mode='parallel'", "'recurrent', 'chunked', 'matrix'"]),
+        ({"mode": "parallel"}, ["mode='parallel'", "'recurrent', 'chunked', 'matrix', 'convolution'"]),
+        ({"mode": "convolution"}, ['mode="convolution"', "time-invariant", "Λ (scalar)", "another mode"]),
         ({"chunk_size": 0}, ["chunk_size=0", "number of steps in a chunk"]),
         ({"chunk_size": -3}, ["chunk_size=-3"]),
         ({"state": torch.zeros(2, 4, 3, 3)}, ["state", "(2, 4, 3, 3)", "(2, 4, 3, 2)", "normaliser"]),

@@ -3,12 +3,22 @@
 import pytest
 import torch
 
-from dsf_models.engine import MODES, evaluate, evaluate_sequential
-from tests.engine.random_systems import CHUNKS, DECAYS, STRUCTURES, Case, assert_outcomes_match, outcome, random_case
+from dsf_models.engine import MODES, evaluate, evaluate_sequential, modes_of
+from tests.engine.random_systems import (
+    CHUNKS,
+    CONSTANT_FACTORS,
+    DECAYS,
+    RADII,
+    STRUCTURES,
+    Case,
+    assert_outcomes_match,
+    outcome,
+    random_case,
+)
 
 DOUBLE, SINGLE = 1e-10, 1e-6
 structures = pytest.mark.parametrize("structure", STRUCTURES)
-EVERY_MODE = [("recurrent", None), ("matrix", None), *(("chunked", chunk) for chunk in CHUNKS)]
+EVERY_MODE = [("recurrent", None), ("matrix", None), ("convolution", None), *(("chunked", chunk) for chunk in CHUNKS)]
 
 
 def run(mode, chunk=None):
@@ -19,6 +29,8 @@ def assert_every_mode_matches(case, dtype, tolerance, modes=EVERY_MODE, floor=0.
     tensors = case.tensors(dtype)
     reference = outcome(case, {name: value.double() for name, value in tensors.items()}, evaluate_sequential)
     for mode in modes:
+        if mode[0] not in modes_of(case.system(tensors)):
+            continue
         assert_outcomes_match(outcome(case, tensors, run(*mode)), reference, tolerance, floor, label=str(mode))
 
 
@@ -69,6 +81,48 @@ def test_single_precision_with_normaliser(decay):
     """
     case = Case(length=130, states=8, width=8, decay=decay, normalized=True, input_gain=3, D=1)
     assert_every_mode_matches(case, torch.float32, SINGLE, LARGE_MODES)
+
+
+# Many states: the gradient of a single constant is a sum over time that may cancel, whoever computes it.
+FACTORS = {"broadcasts": CONSTANT_FACTORS, "groups_B": 4, "groups_C": 4, "states": 16}
+CONSTANT_KINDS = {
+    "factors": {"structure": "rotation", "input_gain": 3, "output_gain": 4, **FACTORS},
+    "real factors": {"structure": "real_rotation", "signed": True, **FACTORS},
+    "varying factors": {"structure": "rotation", "input_gain": 4, "states": 16},
+    "maps": {"structure": "rotation", "maps": True, "heads": 1, "width": 8, "states": 64},
+    "real maps": {"structure": "real_rotation", "maps": True, "signed": True, "heads": 1, "width": 8, "states": 64},
+}
+constant_kinds = pytest.mark.parametrize("kind", CONSTANT_KINDS.values(), ids=CONSTANT_KINDS.keys())
+CONSTANT_MODES = [("matrix", None), ("convolution", None), ("chunked", None), ("chunked", 24)]
+
+
+@pytest.mark.parametrize("radii", RADII)
+@constant_kinds
+def test_single_precision_of_constant_eigenvalues(kind, radii):
+    case = Case(length=130, decay=radii, D=2, **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, CONSTANT_MODES)
+
+
+@pytest.mark.parametrize("radii", RADII)
+@constant_kinds
+def test_single_precision_of_constant_eigenvalues_with_documents_and_pads(kind, radii):
+    case = Case(length=130, decay=radii, starts=(0, 7, 8, 64, 65), lengths=(130, 101), **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, CONSTANT_MODES)
+
+
+@pytest.mark.parametrize("radii", RADII)
+@constant_kinds
+def test_single_precision_of_constant_eigenvalues_step_by_step(kind, radii):
+    """Decoding rounds the state at every step, so that errors add up over long sequences; λ itself is not rounded."""
+    case = Case(length=30, decay=radii, starts=(7,), lengths=(30, 21), **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, [("recurrent", None)])
+
+
+@constant_kinds
+def test_eigenvalues_of_modulus_one_do_not_drift(kind):
+    """A rounded λ would err alike at every step: powers are float64, and 1000 steps keep the bar."""
+    case = Case(batch=1, length=1000, decay="unit", **kind)
+    assert_every_mode_matches(case, torch.float32, SINGLE, [("chunked", None)])
 
 
 @pytest.mark.parametrize("decay", ["near_one", "alternating", "some_zero"])

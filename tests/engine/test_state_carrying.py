@@ -1,14 +1,16 @@
 """The state as argument and result: a sequence cut anywhere, its segments evaluated in any modes, is one sequence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsf_models.engine import MODES, evaluate, evaluate_sequential, initial_state
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome, random_case
+from dsf_models.engine import MODES, evaluate, evaluate_sequential, initial_state, modes_of
+from tests.engine.random_systems import CONSTANT_FACTORS, Case, assert_outcomes_match, outcome, random_case
 
-segments = st.lists(st.tuples(st.integers(1, 9), st.sampled_from(MODES)), min_size=1, max_size=6)
+segments = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([*MODES, "convolution"])), min_size=1, max_size=6)
 
 
 def in_segments(plan):
@@ -19,7 +21,8 @@ def in_segments(plan):
         for size, mode in [*plan, (system.length, plan[-1][1])]:
             size = min(size, system.length - start)
             if size:
-                y, state = evaluate(system.narrow(start, size), mode, state, 4)
+                segment = system.narrow(start, size)
+                y, state = evaluate(segment, mode if mode in modes_of(segment) else None, state, 4)
                 outputs.append(y)
                 start += size
         return torch.cat(outputs, dim=1), state
@@ -37,12 +40,19 @@ def test_any_cut_is_one_pass(seed, plan):
     assert_outcomes_match(outcome(case, tensors, in_segments(plan)), reference, 1e-10, floor)
 
 
+ROTATION = {"structure": "rotation", "D": 1, "input_gain": 3}
+MAPS = {"structure": "rotation", "maps": True, "heads": 1, "D": 2}
+CONSTANT_KINDS = [ROTATION | {"broadcasts": CONSTANT_FACTORS}, ROTATION, MAPS]
+
+
 @pytest.mark.parametrize(
     "kind",
     [
         {"D": 1, "input_gain": 3, "signed": True},
         {"structure": "elementwise", "signed": True},
         {"decay": None, "normalized": True},
+        ROTATION,
+        MAPS,
     ],
 )
 def test_decoding_token_by_token_is_one_pass(kind):
@@ -100,11 +110,37 @@ def test_a_document_start_forgets_everything_before_it(mode):
     torch.testing.assert_close(state, last, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("mode", [*MODES, "convolution"])
+@pytest.mark.parametrize("kind", CONSTANT_KINDS)
+def test_documents_and_pads_of_constant_systems(mode, kind):
+    """A start forgets what stands before it, whatever its size, and a row of pads hands its state on."""
+    case = Case(lengths=(0, 11), starts=(5,), **kind)
+    tensors = case.tensors()
+    system = case.system(tensors)
+    if mode not in modes_of(system):
+        return
+    y, state = evaluate(system, mode, 1e100 * tensors["state"], 4)
+    assert torch.equal(state[0], 1e100 * tensors["state"][0])
+    assert not y[0].any()
+    # The second row's document starts at step 6.
+    alone, last = evaluate(replace(system.narrow(6, 5), starts=None), mode, chunk_size=4)
+    torch.testing.assert_close(y[1, 6:], alone[1], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(state[1], last[1], rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize(
-    "kind", [{"signed": True}, {"structure": "elementwise"}, {"decay": None}, {"decay": None, "normalized": True}]
+    "kind",
+    [
+        {"signed": True},
+        {"structure": "elementwise"},
+        {"decay": None},
+        {"decay": None, "normalized": True},
+        ROTATION,
+        MAPS,
+    ],
 )
 def test_a_state_given_away_is_overwritten_with_the_same_result(kind):
-    case = Case(length=3, D=1, input_gain=3, **kind)
+    case = Case(**{"length": 3, "D": 1, "input_gain": None if "maps" in kind else 3} | kind)
     tensors = case.tensors()
     system, given = case.system(tensors), tensors["state"].detach()
     kept = given.clone()

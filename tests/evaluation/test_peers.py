@@ -3,47 +3,30 @@
 import pytest
 import torch
 
-from evaluation.benchmarks.peers import PAIRS, Shape, build_s6_and_mamba, largest_difference
+from dsf_models.analysis import state_bytes
+from evaluation.benchmarks.peers import PEERS, Shape, build_pair, build_zoo, largest_difference, ssd_of_equal_state
 
-SMALL = Shape(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_heads=4,
-    head_dim=8,
-    state_size=6,
-    s6_state_size=5,
-    expand=2,
-    conv_kernel=4,
-)
+SMALL = Shape(vocab_size=40, hidden_size=32, num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("architecture", sorted(PAIRS))
-@pytest.mark.parametrize("length", [1, 3, 40, 130])
-def test_a_pair_computes_the_same_logits(architecture: str, length: int) -> None:
-    if architecture == "s6_mambapy":
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_pair_computes_the_same_logits(peer: str) -> None:
+    if "mambapy" in peer:
         pytest.importorskip("mambapy")
-    ours, peer = (model.eval() for model in PAIRS[architecture](SMALL, noise=0.3))
-    assert largest_difference(ours, peer, torch.randint(SMALL.vocab_size, (2, length))) < 1e-5
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_bias": True},
-        {"use_conv_bias": False},
-        {"time_step_rank": 3},
-        {"hidden_act": "gelu"},
-        {"use_bias": True, "use_conv_bias": False, "time_step_rank": 5, "hidden_act": "relu"},
-    ],
-    ids=str,
-)
-def test_every_option_of_mamba_has_its_like_in_s6(options: dict) -> None:
-    ours, peer = (model.eval() for model in build_s6_and_mamba(SMALL, noise=0.3, **options))
-    assert largest_difference(ours, peer, torch.randint(SMALL.vocab_size, (2, 40))) < 1e-5
+    ours, theirs = build_pair(peer, SMALL, noise=0.3)
+    for length in (1, 3, 40, 130):
+        assert largest_difference(ours, theirs, torch.randint(SMALL.vocab_size, (2, length))) < 1e-5
 
 
 def test_a_scan_that_is_not_installed_is_not_replaced_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.benchmarks.peers.is_mambapy_available", lambda: False)
     with pytest.raises(ImportError, match="pip install mambapy"):
-        PAIRS["s6_mambapy"](SMALL)
+        build_pair("Mamba with mambapy", SMALL)
+
+
+@pytest.mark.parametrize("name", ["linear_attention", "gla", "rg_lru", "s6"])
+def test_the_ssd_beside_an_architecture_has_its_width_and_state(name: str) -> None:
+    config = build_zoo(name, SMALL).config
+    twin = ssd_of_equal_state(config).config
+    assert twin.inner_size == config.inner_size
+    assert state_bytes(twin, 64) == pytest.approx(state_bytes(config, 64), rel=0.1)

@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from dsf_models.engine import evaluate_sequential
-from dsf_models.system import DSFSystem, Identity, ScalarDecay
+from dsf_models.system import DSFSystem, Identity, ScalarDecay, apply_transfer_matrix
 from tests.engine.random_systems import Case, random_case, relative_error
-
-
-def apply(phi, u):
-    """Return Φu, with Φ (b, h, t, t) or (b, h, p, t, t)."""
-    return torch.einsum("bhij,bjhp->bihp" if phi.ndim == 4 else "bhpij,bjhp->bihp", phi, u)
 
 
 def system_and_phi(case):
@@ -25,7 +20,7 @@ def test_phi_times_inputs_is_the_recurrence(seed):
     case = random_case(seed, state=False)
     system, phi = system_and_phi(case)
     y, _ = evaluate_sequential(system)
-    assert relative_error(apply(phi, system.u), y) <= 1e-12
+    assert relative_error(apply_transfer_matrix(phi, system.u), y) <= 1e-12
     assert phi.shape[-2:] == (case.length, case.length)
     assert torch.equal(phi, phi.tril())
 
@@ -141,7 +136,9 @@ def test_gradients_flow_through_it(decay):
     case = Case(decay=decay, state=False, D=1, input_gain=3, starts=(4,), lengths=(11, 6))
     tensors = {name: value.requires_grad_() for name, value in case.tensors().items()}
     system = case.system(tensors)
-    through_phi = torch.autograd.grad(apply(system.transfer_matrix(), system.u).square().sum(), tensors.values())
+    through_phi = torch.autograd.grad(
+        apply_transfer_matrix(system.transfer_matrix(), system.u).square().sum(), tensors.values()
+    )
     through_time = torch.autograd.grad(evaluate_sequential(system)[0].square().sum(), tensors.values())
     for value, expected in zip(through_phi, through_time, strict=True):
         assert relative_error(value, expected) <= 1e-12

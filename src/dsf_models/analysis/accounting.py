@@ -19,10 +19,14 @@ __all__ = [
     "Parameters",
     "count_parameters",
     "decoding_flops",
+    "has_bounded_state",
     "prefill_flops",
     "state_bytes",
     "training_flops",
 ]
+
+_LONG = 2**24
+"""Tokens: more than any window of local attention holds."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ def state_bytes(config: DSFConfig, length: int, dtype: torch.dtype | None = None
         total += compute_dtype(dtype).itemsize * sum(map(math.prod, shapes.states))
         total += dtype.itemsize * sum(map(math.prod, shapes.activations))
     return total
+
+
+def has_bounded_state(config: DSFConfig) -> bool:
+    """Return whether the state of a sequence stops growing, so that the cost of a sequence is linear in its length."""
+    return state_bytes(config, 2 * _LONG) == state_bytes(config, _LONG)
 
 
 def training_flops(config: DSFConfig, length: int) -> Flops:

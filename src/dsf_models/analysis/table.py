@@ -1,14 +1,11 @@
 """The registered architectures as a table."""
 
 from ..backbone import Architecture, get_architecture, list_architectures
-from .accounting import state_bytes
+from .accounting import has_bounded_state
 
 __all__ = ["HEADER", "architecture_rows", "markdown_table", "text_table"]
 
 HEADER = ("architecture", "Λ_i", "B_i", "C_i", "D_i", "N", "time-invariant", "cost in length")
-
-_LONG = 2**24
-"""Tokens: more than any window of local attention holds."""
 
 
 def architecture_rows() -> list[tuple[str, ...]]:
@@ -32,8 +29,7 @@ def _row(architecture: Architecture) -> tuple[str, ...]:
 
 def _complexity(architecture: Architecture) -> str:
     """Return how the cost of a sequence grows: with its square where each token is kept and read by all later ones."""
-    config = architecture.config_class()
-    return "quadratic" if state_bytes(config, 2 * _LONG) > state_bytes(config, _LONG) else "linear"
+    return "linear" if has_bounded_state(architecture.config_class()) else "quadratic"
 
 
 def text_table(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:

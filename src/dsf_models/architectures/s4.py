@@ -70,18 +70,13 @@ class S4Config(DSFConfig):
             self.state_size,
             "states come in conjugate pairs: give an even number.",
         )
-        self._require_positive("time_step_min", "time_step_max")
-        require(
-            self.time_step_min <= self.time_step_max,
-            "time_step_min",
-            self.time_step_min,
-            f"must be at most time_step_max={self.time_step_max}.",
-        )
+        self._require_order("time_step_min", "time_step_max")
 
 
 class S4Mixer(DSFMixer):
     """Maps u to d channels by one projection and runs a constant DPLR system on each."""
 
+    time_invariant: ClassVar[bool] = True
     transition_parameters: ClassVar[tuple[str, ...]] = ("Lambda_re", "Lambda_im", "P", "B", "D", "log_step")
 
     def __init__(self, config: S4Config, layer_idx: int) -> None:
@@ -173,6 +168,5 @@ register_architecture(
         input_matrix="(I - Δ/2 A)^{-1} Δ b per channel, constant",
         output_matrix="c^T per channel, constant",
         feed_through="diag(D), learned",
-        time_invariant=True,
     )
 )

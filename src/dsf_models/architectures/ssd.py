@@ -110,13 +110,7 @@ class SSDConfig(DSFConfig):
             self.n_groups,
             f"must divide num_heads={self.num_heads}.",
         )
-        self._require_positive("time_step_min", "time_step_max")
-        require(
-            self.time_step_min <= self.time_step_max,
-            "time_step_min",
-            self.time_step_min,
-            f"must be at most time_step_max={self.time_step_max}.",
-        )
+        self._require_order("time_step_min", "time_step_max")
         self._require_range("time_step_limit", "non-negative", 0.0, math.inf)
         if self.decay == "selective":
             self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)

@@ -47,7 +47,8 @@ _TRANSFORMERS_KEYS = frozenset(
 class DSFConfig(PreTrainedConfig):
     """Fields that all architectures share; each architecture adds its own in its file.
 
-    Inner width d = num_heads · head_dim; the state of a layer holds N = d · state_size numbers.
+    Inner width d = num_heads · head_dim; the state of a layer holds N = d · state_size numbers, unless the
+    architecture says otherwise.
 
     Raises:
         ValueError: a field is unknown (the closest names are offered), or a value makes no sense; the message names
@@ -312,6 +313,11 @@ class DSFConfig(PreTrainedConfig):
         if value is not None:
             ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
             require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
+
+    def _require_order(self, low: str, high: str) -> None:
+        self._require_positive(low, high)
+        lowest, highest = getattr(self, low), getattr(self, high)
+        require(lowest <= highest, low, lowest, f"must be at most {high}={highest}.")
 
     def _require_activation(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)

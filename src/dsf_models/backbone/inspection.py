@@ -46,7 +46,8 @@ class InspectionMixin:
             inputs: further arguments of the model's forward, except a cache.
 
         Returns:
-            (b, h, t, t) where a head's channels share Φ, else (b, h, p, t, t).
+            (b, h, t, t) where a head's channels share Φ, (b, h, p, t, t) where they do not, (b, 1, d, d, t, t) where
+            all channels mix; see `DSFSystem.transfer_matrix`.
 
         Raises:
             ValueError: the layer does not exist, or a cache was given.

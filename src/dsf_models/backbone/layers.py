@@ -4,6 +4,7 @@ Letters: b batch, t time, d width, K convolution taps.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,33 @@ __all__ = [
     "ShortConvolution",
     "build_channel_mixer",
     "build_norm",
+    "in_segments",
     "next_window",
     "residual_std",
+    "segment_length",
 ]
+
+SEGMENT_TOKENS, SEGMENT_NUMBERS = 2048, 2**21
+"""A segment of a long sequence holds so many tokens, or more where a tensor of them stays below so many numbers: larger
+ones are given back to the system after each operation, and claiming them anew costs more than the operation."""
+
+
+def segment_length(x: Tensor, width: int) -> int:
+    """Return the tokens of a segment of x (b, t, …) where tensors of width `width` are made on the way.
+
+    A graph that is compiled is not cut: it would hold every segment's operations.
+    """
+    if torch.compiler.is_compiling():
+        return x.shape[1]
+    return max(SEGMENT_TOKENS, SEGMENT_NUMBERS // max(1, x.shape[0] * width))
+
+
+def in_segments(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """Apply a token-wise function to x (b, t, d), segment by segment where it is long."""
+    size = segment_length(x, width)
+    if x.shape[1] <= size:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(size, dim=1)], dim=1)
 
 
 def residual_std(config: DSFConfig) -> float:
@@ -157,6 +182,9 @@ class MLPChannelMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, t, d) to (b, t, d)."""
+        return in_segments(self._map, x, self.up_proj.out_features)
+
+    def _map(self, x: Tensor) -> Tensor:
         x = self.activation(self.up_proj(x))
         for projection in self.hidden_projs:
             x = self.activation(projection(x))
@@ -175,6 +203,9 @@ class GatedChannelMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, t, d) to (b, t, d)."""
+        return in_segments(self._map, x, self.up_proj.out_features)
+
+    def _map(self, x: Tensor) -> Tensor:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 

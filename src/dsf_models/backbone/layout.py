@@ -51,6 +51,17 @@ class TokenLayout:
         index = self.order[..., None].expand(-1, -1, x.shape[-1])
         return torch.zeros_like(x).scatter(1, index, x.masked_fill(~real[..., None], 0.0))
 
+    def segment(self, start: int, length: int) -> "TokenLayout":
+        """Return the layout of `length` gathered tokens from `start` on, which need no gathering any more."""
+        positions = self.position_ids
+        if positions is not None and self.order is not None:
+            positions = positions.expand(self.order.shape).gather(1, self.order)
+        return TokenLayout(
+            position_ids=positions if positions is None else positions.narrow(1, start, length),
+            lengths=None if self.lengths is None else (self.lengths - start).clamp(0, length),
+            starts=None if self.starts is None else self.starts.narrow(1, start, length),
+        )
+
     def first_tokens(self) -> Tensor:
         """Return (b or 1, t) True at each document's first token, in gathered order; positions must be known."""
         first = self.position_ids == 0

@@ -18,7 +18,7 @@ from .. import engine
 from ..system import DSFSystem, SoftmaxSystem
 from .cache import checked_layer
 from .configuration import DSFConfig
-from .layers import GroupRMSNorm, ShortConvolution, residual_std
+from .layers import GroupRMSNorm, ShortConvolution, residual_std, segment_length
 from .layout import TokenLayout
 
 __all__ = ["CacheShapes", "DSFMixer"]
@@ -33,6 +33,32 @@ class CacheShapes(NamedTuple):
     """Convolution window, keys and values, held in the model's dtype."""
 
 
+class _Carry:
+    """Window and state between the segments of one forward pass: a cache layer through which gradients flow."""
+
+    def __init__(self, layer: Any = None) -> None:
+        self.window = layer.read_window() if layer is not None else None
+        self.state = layer.read_state() if layer is not None else None
+
+    def read_window(self) -> Tensor | None:
+        return self.window
+
+    def write_window(self, window: Tensor) -> None:
+        self.window = window
+
+    def read_state(self) -> Tensor | None:
+        return self.state
+
+    def write_state(self, state: Tensor, num_tokens: int) -> None:
+        self.state = state
+
+    def store(self, layer: Any, num_tokens: int) -> None:
+        """Write what is left at the end to a cache layer."""
+        if self.window is not None:
+            layer.write_window(self.window)
+        layer.write_state(self.state, num_tokens)
+
+
 class DSFMixer(nn.Module):
     """Sequence mixer given by its system.
 
@@ -44,8 +70,12 @@ class DSFMixer(nn.Module):
     """Name of the mixer in its block; softmax attention uses another, so that parallel plans can tell them apart."""
     conv_activation: ClassVar[str | None] = None
     """Activation after the short convolution."""
+    streams: bool = True
+    """Whether a long sequence may be mixed in segments: not where outputs depend on later tokens."""
     norm_before_gate: ClassVar[bool] = False
     """Whether the output norm comes before the gate."""
+    time_invariant: ClassVar[bool] = False
+    """Whether Λ, B and C are the same at every step, whatever the input."""
     uses_positions: ClassVar[bool] = False
     """Whether the mixer needs the layout's positions, so that the model counts them where they are not given."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
@@ -172,7 +202,24 @@ class DSFMixer(nn.Module):
         """
         layer = checked_layer(cache, self.layer_idx) if cache is not None else None
         gathered = layout.gather(hidden)
+        size = segment_length(gathered, self.inner_size)
+        if gathered.shape[1] > size and self.streams:
+            return layout.scatter(self.mix_segments(gathered, layout, layer, size)), None
         return layout.scatter(self.finish(self.mix(gathered, layout, layer), gathered)), None
+
+    def mix_segments(self, gathered: Tensor, layout: TokenLayout, layer: Any, size: int) -> Tensor:
+        """Mix a long sequence in segments of `size` tokens, the window and state carried from one to the next.
+
+        What a mixer makes on its way is then as large as a segment, not as the sequence. Gradients flow through what is
+        carried, also where a cache keeps the last of it.
+        """
+        carry, outputs = _Carry(layer), []
+        for start in range(0, gathered.shape[1], size):
+            part = gathered[:, start : start + size]
+            outputs.append(self.finish(self.mix(part, layout.segment(start, part.shape[1]), carry), part))
+        if layer is not None:
+            carry.store(layer, gathered.shape[1])
+        return torch.cat(outputs, dim=1)
 
     def mix(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> Tensor:
         """Return the core's output at gathered hidden states, (b, t, d); reads and writes the cached state."""

@@ -39,13 +39,16 @@ class Architecture:
     """D_i in one line of plain text; "0" for none."""
     state_size: str = "n·d"
     """Size N of the state, in n = state_size, d = inner width and numbers; "∞" where no finite state will do."""
-    time_invariant: bool = False
-    """Whether Λ, B, C and D are the same at every position, so that Φ is a Toeplitz matrix."""
 
     @property
     def name(self) -> str:
         """Name of the architecture: its model_type without "dsf_"."""
         return self.config_class.model_type.removeprefix("dsf_")
+
+    @property
+    def time_invariant(self) -> bool:
+        """Whether Λ, B, C and D are the same at every position, so that Φ is a Toeplitz matrix: as the mixer says."""
+        return self.mixer_class is not None and self.mixer_class.time_invariant
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}

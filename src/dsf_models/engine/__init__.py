@@ -5,7 +5,8 @@ float64 sequential reference:
 
 * "recurrent": token by token, the form of decoding;
 * "chunked": matrix products inside chunks, linear in length, the form of training and prefill;
-* "matrix": Φ materialised, quadratic in length, the form of theory.
+* "matrix": Φ materialised, quadratic in length, the form of theory;
+* "convolution": fast Fourier transforms, for time-invariant systems alone.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from ..transitions import (
     FactoredDecay,
     Identity,
     KeyDiagonal,
+    Rotation,
     ScalarDecay,
     Transition,
 )
@@ -36,8 +38,10 @@ from .factored import evaluate_factored
 from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
 from .reference import evaluate_sequential
+from .rotation import evaluate_rotation, rotation_flops
 from .scalar import chunked_flops, evaluate_chunked
 from .step import evaluate_recurrent
+from .time_invariant import evaluate_convolution
 
 __all__ = [
     "MODES",
@@ -50,11 +54,13 @@ __all__ = [
     "evaluate_sequential",
     "initial_state",
     "kernel_flops",
+    "modes_of",
     "set_backend",
     "use_backend",
 ]
 
 MODES = ("recurrent", "chunked", "matrix")
+"""The modes that take every system; see `modes_of`."""
 
 CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
@@ -64,8 +70,17 @@ CHUNKED_KERNELS = {
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,
     DPLR: evaluate_chunked_dplr,
+    Rotation: evaluate_rotation,
 }
 """The chunked kernel of each structure of Λ."""
+CHUNKED_KERNELS_OF_MAPS = {Rotation: evaluate_rotation}
+"""The chunked kernels that take dense maps in place of B and C."""
+
+
+def modes_of(system: DSFSystem) -> tuple[str, ...]:
+    """Return the modes that take a system: `MODES`, and "convolution" where it is time-invariant."""
+    return (*MODES, "convolution") if system.time_invariant else MODES
+
 
 CHUNKED_COSTS = {
     Identity: chunked_flops,
@@ -73,6 +88,7 @@ CHUNKED_COSTS = {
     KeyDiagonal: key_diagonal_flops,
     DeltaRule: delta_rule_flops,
     DPLR: chunked_dplr_flops,
+    Rotation: rotation_flops,
 }
 """What the chunked kernel costs where it is made of matrix products; others walk step by step."""
 
@@ -101,8 +117,10 @@ def evaluate(
 
     Args:
         system: one realisation at given inputs.
-        mode: "recurrent", "chunked" or "matrix"; default "recurrent" for a single token, else "chunked".
-        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system; None for zero.
+        mode: "recurrent", "chunked", "matrix", or "convolution" for a time-invariant system; default "recurrent" for a
+            single token, else "chunked".
+        state: initial head states, (b, h, n, p), or (b, h, n, p + 1) for a normalised system, or (b, 1, N, 1) for one
+            with maps; None for zero.
         chunk_size: chunk length of the chunked mode; default the kernel's own.
         overwrite_state: whether the new state may take the given one's memory (decoding does; never where gradients
             flow).
@@ -115,11 +133,13 @@ def evaluate(
 
     Raises:
         DSFSystemError: unknown mode or backend, a backend that cannot evaluate the system, a chunk size below 1 or one
-            for a backend that has its own, or a state of the wrong shape.
+            for a backend that has its own, a state of the wrong shape, or mode "convolution" for a system that depends
+            on time.
     """
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
-    if mode not in MODES:
-        raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, MODES))}.")
+    known = (*MODES, "convolution")
+    if mode not in known:
+        raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, known))}.")
     if chunk_size is not None and chunk_size < 1:
         raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
     device_type = system.u.device.type
@@ -135,8 +155,10 @@ def evaluate(
             y, state = evaluate_recurrent(work, state, overwrite_state and not torch.is_grad_enabled())
         elif mode == "matrix":
             y, state = evaluate_matrix(work, state)
+        elif mode == "convolution":
+            y, state = evaluate_convolution(work, state)
         else:
-            kernel = _chunked_kernel(system.transition)
+            kernel = _chunked_kernel(system)
             y, state = kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
     return y if work is system else y.to(system.u.dtype), state
 
@@ -152,12 +174,14 @@ def kernel_flops(system: DSFSystem, length: int) -> Flops:
     return cost(system, length)
 
 
-def _chunked_kernel(transition: Transition) -> Callable[..., tuple[Tensor, Tensor]]:
-    kernel = CHUNKED_KERNELS.get(type(transition))
+def _chunked_kernel(system: DSFSystem) -> Callable[..., tuple[Tensor, Tensor]]:
+    dense = system.input_map is not None
+    kernels: dict[type[Transition], Callable] = CHUNKED_KERNELS_OF_MAPS if dense else CHUNKED_KERNELS
+    kernel = kernels.get(type(system.transition))
     if kernel is None:
+        what = f"structure {system.transition.name!r}" + (" with input_map and output_map" if dense else "")
         raise DSFSystemError(
-            f'mode="chunked" has no kernel for Λ of structure {transition.name!r}: '
-            'write one in engine/, or use mode="matrix".'
+            f'mode="chunked" has no kernel for Λ of {what}: write one in engine/, or use mode="matrix".'
         )
     return kernel
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..system import DSFSystem
 
-__all__ = ["Flops", "recurrent_flops", "scan_flops"]
+__all__ = ["Flops", "map_flops", "recurrent_flops", "scan_flops"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Flops:
 
 
 def recurrent_flops(system: DSFSystem, length: int) -> Flops:
-    """Return what `length` steps S = Λ(S) + b v^T, y = S^T c cost for one sequence.
+    """Return what `length` steps S = Λ(S) + b v^T, y = S^T c cost for one sequence, maps in place of b and c.
 
     Args:
         system: any system with these sizes and this structure of Λ; its values do not matter.
@@ -43,8 +43,16 @@ def recurrent_flops(system: DSFSystem, length: int) -> Flops:
     _, num_heads, n, p = system.state_shape
     entries = num_heads * n * p
     transition = system.transition
+    if system.input_map is not None:
+        matmul, elementwise = map_flops(system), 1 + transition.flops_per_entry
+        return Flops(matmul + entries * transition.matmul_flops_per_entry, entries * elementwise) * length
     step = Flops(2 + transition.matmul_flops_per_entry, 2 + transition.flops_per_entry)
     return step * (entries * length)
+
+
+def map_flops(system: DSFSystem) -> int:
+    """Return what the two dense maps of a system cost a step, in operations of matrix products."""
+    return 2 * (system.input_map.numel() + system.output_map.numel())
 
 
 def scan_flops(system: DSFSystem, length: int) -> Flops:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..system import DSFSystem
 from ..transitions import expand_groups
+from .time_invariant import evaluate_toeplitz
 
 __all__ = ["evaluate_matrix"]
 
@@ -25,6 +26,8 @@ def evaluate_matrix(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
     """
+    if system.input_map is not None:
+        return evaluate_toeplitz(system, state)
     batch, length, num_heads, _ = system.u.shape
     n = state.shape[2]
     B_bthn, C_bthn = (expand_groups(x, num_heads).expand(batch, length, -1, -1) for x in (system.B, system.C))

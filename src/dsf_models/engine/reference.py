@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import expand_groups
 
 __all__ = ["evaluate_sequential"]
 
@@ -22,18 +21,15 @@ def evaluate_sequential(system: DSFSystem, state: Tensor | None = None) -> tuple
         y (b, t, h, p) and the state at each row's last real token, both in float64; gradients flow to the inputs.
     """
     system = system.to(torch.float64)
-    batch, length, num_heads, _ = system.u.shape
-    B = expand_groups(system.B, num_heads).expand(batch, length, -1, -1).unbind(1)
-    C = expand_groups(system.C, num_heads).expand(batch, length, -1, -1).unbind(1)
     state = torch.zeros(system.state_shape, dtype=torch.float64, device=system.u.device) if state is None else state
     state = state.double()
     padded = system.padded
-    raw = []
-    for time, drive_bhp in enumerate(system.drive().unbind(1)):
+    states = []
+    for time, added in enumerate(system.inflow().unbind(1)):
         decayed = system.transition.step(state, time)
         if system.starts is not None:
             decayed = decayed.masked_fill(system.starts[:, time, None, None, None], 0.0)
-        moved = decayed + B[time][..., :, None] * drive_bhp[..., None, :]
+        moved = decayed + added
         state = moved if padded is None else torch.where(padded[:, time, None, None, None], state, moved)
-        raw.append((C[time][..., None, :] @ state).squeeze(-2))
-    return system.read(torch.stack(raw, dim=1)), state
+        states.append(state)
+    return system.read(system.outflow(torch.stack(states, dim=1))), state

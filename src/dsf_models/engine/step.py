@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..system import DSFSystem
-from ..transitions import expand_groups
+from ..transitions import Transition, expand_groups
 
 __all__ = ["evaluate_recurrent"]
 
@@ -22,7 +22,9 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
     Returns:
         y (b, t, h, p) and the state after the last real token.
     """
-    transition, length = system.effective_transition(), system.length
+    if system.input_map is not None:
+        return _evaluate_maps(system, state, overwrite_state)
+    transition, length = _exact(system), system.length
     columns = _each(_by_head(system.B, system).permute(0, 2, 3, 1), 3, length)
     rows = _each(_by_head(system.C, system).transpose(1, 2), 2, length)
     inputs = _each(system.drive().transpose(1, 2), 2, length)
@@ -34,6 +36,24 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
         state = add(b_bhn1, v_bh1p)
         raw.append(c_bh1n @ state)
     return system.read((raw[0] if length == 1 else torch.cat(raw, dim=2)).transpose(1, 2)), state
+
+
+def _evaluate_maps(system: DSFSystem, state: Tensor, overwrite_state: bool) -> tuple[Tensor, Tensor]:
+    """Do the same with dense B and C: h_i = Λ_i h_{i-1} + input_map u_i, y_i = output_map h_i + D * u_i."""
+    transition = _exact(system)
+    states = []
+    for time, added in enumerate(system.inflow().unbind(1)):
+        state = transition.step(state, time, in_place=overwrite_state)
+        state = state.add_(added) if overwrite_state else state + added
+        states.append(state.clone() if overwrite_state and system.length > 1 else state)
+    return system.read(system.outflow(torch.stack(states, dim=1))), state
+
+
+def _exact(system: DSFSystem) -> Transition:
+    """Return Λ, in float64 where it is constant and applied again and again: its gradient is a sum over all steps."""
+    transition = system.effective_transition()
+    constant = system.length > 1 and system.transition.time_invariant
+    return transition.to(torch.float64) if constant else transition
 
 
 def _by_head(factor: Tensor, system: DSFSystem) -> Tensor:

@@ -13,12 +13,14 @@ from .base import (
     nonzero,
 )
 from .delta_rule import DeltaRule
+from .discretization import Discretization, Discretized, discretize
 from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
 from .factored import FactoredDecay
-from .hippo import hippo_legs, hippo_legs_modes
-from .interrupted import Interrupted
+from .hippo import hippo_legs, hippo_legs_eigenvectors, hippo_legs_modes
+from .interrupted import Interrupted, interrupt
 from .key_diagonal import KeyDiagonal
+from .rotation import Rotation, rotate
 from .scalar import Identity, ScalarDecay
 
 __all__ = [
@@ -27,21 +29,28 @@ __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
     "DeltaRule",
+    "Discretization",
+    "Discretized",
     "ElementwiseDecay",
     "FactoredDecay",
     "Identity",
     "Interrupted",
     "KeyDiagonal",
+    "Rotation",
     "ScalarDecay",
     "Transition",
     "beyond",
     "bilinear_dplr",
     "broadcasts",
     "causal_mask",
+    "discretize",
     "expand_groups",
     "hippo_legs",
+    "hippo_legs_eigenvectors",
     "hippo_legs_modes",
+    "interrupt",
     "map_floats",
     "multiply_pairs",
     "nonzero",
+    "rotate",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Record = TypeVar("Record")
 
-LOG_ZERO = -1e4
+LOG_ZERO = -1e3
 """Stand-in for log 0: exp(LOG_ZERO) is exactly 0 in every dtype, while sums of it stay finite."""
 LOG2_E = math.log2(math.e)
 """exp(x) = 2^(x · LOG2_E): on CPUs torch computes powers of two several times faster than exp, and as exactly."""
@@ -78,6 +78,11 @@ class Transition(ABC):
     per_channel: ClassVar[bool] = False
     """Whether the channels of a head have each their own Λ, so that no normaliser can be shared by them."""
 
+    @property
+    def time_invariant(self) -> bool:
+        """Whether Λ is the same at every step; a structure that can be says so itself."""
+        return False
+
     @abstractmethod
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise `DSFSystemError` unless the parameters of Λ fit a system of these sizes."""
@@ -112,6 +117,19 @@ class Transition(ABC):
     @abstractmethod
     def mask(self, starts: Tensor | None, padded: Tensor | None) -> "Transition":
         """Return the structure with Λ = 0 where `starts` (b, t) and Λ = 1 where `padded` (b, t) hold."""
+
+    def orbit(self, state: Tensor, length: int) -> Tensor:
+        """Return Λ^e S for e = 0 … length - 1, from S (b|1, h, n, p): (b, length, h, n, p).
+
+        Raises:
+            DSFSystemError: Λ depends on time, so that its powers mean nothing.
+        """
+        if not self.time_invariant:
+            raise DSFSystemError(f"Λ of structure {self.name!r} depends on time here: it has products, but no powers.")
+        states = [state]
+        for _ in range(length - 1):
+            states.append(self.step(states[-1], 0))
+        return torch.stack(torch.broadcast_tensors(*states), dim=1)
 
     def to(self, dtype: torch.dtype) -> Self:
         """Return the structure with its floating-point tensors in `dtype`."""

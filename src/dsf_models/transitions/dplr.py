@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import DSFSystemError, Transition, scores_by_recursion
-from .interrupted import Interrupted
+from .interrupted import Interrupted, interrupt
 
 __all__ = ["DPLR", "bilinear_dplr", "multiply_pairs"]
 
@@ -123,16 +123,12 @@ class DPLR(Transition):
 
     def pad(self, before: int, after: int, length: int) -> Interrupted:
         """Return the structure of `length` steps with steps of Λ = 1 added at both ends."""
-        return self._interrupted(None, None, length).pad(before, after, length)
+        return interrupt(self, None, None, length, self.left.device).pad(before, after, length)
 
     def mask(self, starts: Tensor | None, padded: Tensor | None) -> Transition:
         """Return the structure with Λ = 0 where `starts` (b, t) and Λ = 1 where `padded` (b, t) hold."""
         given = starts if padded is None else padded
-        return self if given is None else self._interrupted(starts, padded, given.shape[1])
-
-    def _interrupted(self, starts: Tensor | None, padded: Tensor | None, length: int) -> Interrupted:
-        nowhere = torch.zeros(1, length, dtype=torch.bool, device=self.left.device)
-        return Interrupted(self, nowhere if starts is None else starts, nowhere if padded is None else padded)
+        return self if given is None else interrupt(self, starts, padded, given.shape[1], given.device)
 
 
 def bilinear_dplr(poles: Tensor, P: Tensor, B: Tensor, step: Tensor) -> tuple[DPLR, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .base import DSFSystemError, Transition, broadcasts, scores_by_recursion
 
-__all__ = ["Interrupted"]
+__all__ = ["Interrupted", "interrupt"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,3 +81,11 @@ class Interrupted(Transition):
         new_starts = self.starts if starts is None else self.starts | starts
         # What was a pad before stays one, and what `starts` says holds at the steps that `padded` leaves alone.
         return replace(self, starts=new_starts, padded=new_padded)
+
+
+def interrupt(
+    inner: Transition, starts: Tensor | None, padded: Tensor | None, length: int, device: torch.device
+) -> Interrupted:
+    """Return a time-invariant structure with Λ = 0 where `starts` and Λ = 1 where `padded` hold, (b|1, t) or None."""
+    nowhere = torch.zeros(1, length, dtype=torch.bool, device=device)
+    return Interrupted(inner, nowhere if starts is None else starts, nowhere if padded is None else padded)

@@ -22,6 +22,11 @@ class Identity(Transition):
     name: ClassVar[str] = "identity"
     flops_per_entry: ClassVar[int] = 0
 
+    @property
+    def time_invariant(self) -> bool:
+        """True."""
+        return True
+
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Accept every size."""
 
@@ -80,6 +85,11 @@ class ScalarDecay(Transition):
             )
         if self.sign is not None and self.sign.shape != self.log_decay.shape:
             raise DSFSystemError(f"sign has shape {tuple(self.sign.shape)}; it must equal log_decay's {shape}.")
+
+    @property
+    def time_invariant(self) -> bool:
+        """Whether one λ per head holds for all steps."""
+        return self.log_decay.shape[1] == 1
 
     def values(self) -> Tensor:
         """Return λ in the shape of `log_decay`."""

@@ -146,6 +146,8 @@ def _obstacle(name: str, system: DSFSystem, mode: str) -> str | None:
         return f"u lies on {device!r}: move the model and its inputs to a CUDA device."
     if dtype == torch.float64:
         return "u is float64, which its kernels would compute in float32."
+    if system.input_map is not None:
+        return "it has input_map and output_map, and its kernels take factors B and C."
     reason = ACCELERATORS[name].obstacle(system, mode)
     if reason is None and any(x.dtype == torch.float64 for x in vars(system.transition).values() if torch.is_tensor(x)):
         return f"Λ is float64, more exact than u's {dtype}, and its kernels would lose that."
