@@ -292,9 +292,12 @@ class DSFSystem:
         """(b, t) True behind each row's last real token, or None where every token is real."""
         return None if self.lengths is None else beyond(self.lengths, self.length)
 
-    def drive(self) -> Tensor:
-        """Return the driven input s_i * u_i, zero at pads, with the normaliser's column: (b, t, h, p or p + 1)."""
-        drive = self.u
+    def drive(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the driven input s_i * u_i, zero at pads, with the normaliser's column: (b, t, h, p or p + 1).
+
+        It is computed in `dtype`, by default u's.
+        """
+        drive = self.u if dtype is None else self.u.to(dtype)
         if self.normalized:
             drive = torch.cat([drive, torch.ones_like(drive[..., :1])], dim=-1)
         if self.input_gain is not None:

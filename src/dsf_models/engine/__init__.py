@@ -12,6 +12,7 @@ float64 sequential reference:
 import contextlib
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from ..transitions import (
     ScalarDecay,
     Transition,
 )
+from .backends import BackendChoice, accelerator, choose_backend, run, set_backend, use_backend
 from .convolution import causal_convolution, next_window
 from .cost import Flops, recurrent_flops, scan_flops
 from .delta_rule import delta_rule_flops, evaluate_delta_rule
@@ -47,8 +49,10 @@ from .time_invariant import evaluate_convolution
 
 __all__ = [
     "MODES",
+    "BackendChoice",
     "Flops",
     "causal_convolution",
+    "choose_backend",
     "compute_dtype",
     "evaluate",
     "evaluate_sequential",
@@ -56,7 +60,11 @@ __all__ = [
     "kernel_flops",
     "modes_of",
     "next_window",
+    "set_backend",
+    "use_backend",
 ]
+
+System = TypeVar("System", DSFSystem, FilterSystem)
 
 MODES = ("recurrent", "chunked", "matrix")
 """The modes that take every system; see `modes_of`."""
@@ -108,6 +116,7 @@ def evaluate(
     state: Tensor | None = None,
     chunk_size: int | None = None,
     overwrite_state: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate a DSF system.
 
@@ -122,28 +131,34 @@ def evaluate(
         chunk_size: chunk length of the chunked mode; default the kernel's own.
         overwrite_state: whether the new state may take the given one's memory (decoding does; never where gradients
             flow).
+        backend: "auto", "torch", "fla" or "mamba_ssm"; default what `set_backend` or `use_backend` chose, "auto" at the
+            start. `choose_backend` says what runs and why.
 
     Returns:
         y (b, t, h, p) in u's dtype, and the state at each row's last real token, at least float32. Gradients flow
         through both and through the initial state.
 
     Raises:
-        DSFSystemError: unknown mode, a chunk size below 1, a state of the wrong shape, or mode "convolution" for a
-            system that depends on time.
+        DSFSystemError: unknown mode or backend, a backend that cannot evaluate the system, a chunk size below 1 or one
+            for a backend that has its own, a state of the wrong shape, or mode "convolution" for a system that depends
+            on time.
     """
-    # A float32 system is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
-    work = system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
     with _full_precision(system.u.device.type):
-        if isinstance(work, FilterSystem):
-            run = functools.partial(evaluate, mode=mode, chunk_size=chunk_size)
-            y, state = evaluate_filter(work, run, state)
+        if isinstance(system, FilterSystem):
+            one_pass = functools.partial(evaluate, mode=mode, chunk_size=chunk_size, backend=backend)
+            y, state = evaluate_filter(_in_compute_dtype(system), one_pass, state)
         else:
-            y, state = _evaluate_system(work, mode, state, chunk_size, overwrite_state)
-    return y if work is system else y.to(system.u.dtype), state
+            y, state = _evaluate_system(system, mode, state, chunk_size, overwrite_state, backend)
+    return y if y.dtype == system.u.dtype else y.to(system.u.dtype), state
 
 
 def _evaluate_system(
-    system: DSFSystem, mode: str | None, state: Tensor | None, chunk_size: int | None, overwrite_state: bool
+    system: DSFSystem,
+    mode: str | None,
+    state: Tensor | None,
+    chunk_size: int | None,
+    overwrite_state: bool,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
     known = (*MODES, "convolution")
@@ -151,15 +166,27 @@ def _evaluate_system(
         raise DSFSystemError(f"mode={mode!r} is unknown: use one of {', '.join(map(repr, known))}.")
     if chunk_size is not None and chunk_size < 1:
         raise DSFSystemError(f"chunk_size={chunk_size} is below 1: give the number of steps in a chunk.")
-    state = _checked_state(system, state)
+    accelerated = accelerator(system, mode, backend, system.u.device.type, chunk_size)
+    if accelerated is not None:
+        return run(accelerated, system, _checked_state(system, state, compute_dtype(system.u.dtype)), mode)
+    work = _in_compute_dtype(system)
+    state = _checked_state(work, state, work.u.dtype)
     if mode == "recurrent":
-        return evaluate_recurrent(system, state, overwrite_state and not torch.is_grad_enabled())
+        return evaluate_recurrent(work, state, overwrite_state and not torch.is_grad_enabled())
     if mode == "matrix":
-        return evaluate_matrix(system, state)
+        return evaluate_matrix(work, state)
     if mode == "convolution":
-        return evaluate_convolution(system, state)
-    kernel = _chunked_kernel(system)
-    return kernel(system, state) if chunk_size is None else kernel(system, state, chunk_size)
+        return evaluate_convolution(work, state)
+    kernel = _chunked_kernel(work)
+    return kernel(work, state) if chunk_size is None else kernel(work, state, chunk_size)
+
+
+def _in_compute_dtype(system: System) -> System:
+    """Return the system in at least float32.
+
+    One in float32 is taken as it is: its decays may be float64, as those of `rescale` are, and stay exact.
+    """
+    return system if system.u.dtype == torch.float32 else system.to(compute_dtype(system.u.dtype))
 
 
 def kernel_flops(system: DSFSystem | FilterSystem, length: int) -> Flops:
@@ -187,14 +214,14 @@ def _chunked_kernel(system: DSFSystem) -> Callable[..., tuple[Tensor, Tensor]]:
     return kernel
 
 
-def _checked_state(system: DSFSystem, state: Tensor | None) -> Tensor:
+def _checked_state(system: DSFSystem, state: Tensor | None, dtype: torch.dtype) -> Tensor:
     if state is None:
         return initial_state(system)
     if tuple(state.shape) != system.state_shape:
         raise DSFSystemError(
             f"state has shape {tuple(state.shape)}; give {system.state_shape}: (b, h, n, p), p + 1 with a normaliser."
         )
-    return state.to(system.u.dtype)
+    return state.to(dtype)
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
