@@ -75,6 +75,6 @@ def test_the_table_of_architectures_is_that_of_the_registry(capsys: pytest.Captu
     from dsf_models.cli import main
 
     assert main(["list", "--markdown"]) == 0
-    begin, end = "<!-- architectures: made by scripts/readme_table.py -->\n", "<!-- end of architectures -->"
+    begin, end = "<!-- architectures: made by scripts/tables.py -->\n", "<!-- end of architectures -->"
     found = (ROOT / "README.md").read_text().split(begin)[1].split(end)[0]
-    assert found == capsys.readouterr().out, "run scripts/readme_table.py"
+    assert found == capsys.readouterr().out, "run scripts/tables.py"

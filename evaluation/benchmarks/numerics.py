@@ -1,6 +1,6 @@
 """Measures what this project promises about exactness: every mode beside the float64 reference, for every Λ.
 
-    python evaluation/benchmarks/numerics.py [--only scalar dplr] [--lengths 128 1024] [--output FILE.json]
+    python evaluation/benchmarks/numerics.py [--only scalar dplr] [--lengths 128 512] [--output FILE.json]
 
 For each structure of Λ, each regime of its decays, each mode and dtype: the relative errors ‖x - x*‖ / ‖x*‖ of outputs,
 of the last state and of every gradient, where x* is what `evaluate_sequential` computes in float64 from the same,
@@ -167,7 +167,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS), help="structures of Λ")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 1024], help="tokens of the sequences")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512], help="tokens of the sequences")
     parser.add_argument("--seeds", type=int, default=2, help="systems drawn for each regime; the worst counts")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args()

@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+MOST_MATRIX_BYTES = 2**33
+"""What `DSFSystem.matrices` may take: beyond it a mistake is more likely than a wish."""
+
+
 class Spectrum(NamedTuple):
     """Distinct eigenvalues of Λ_1 … Λ_{t-1} (Λ_0 multiplies the zero state and is left out), with their realisation.
 
@@ -497,7 +501,9 @@ class DSFSystem:
         if self.log_normalizer is not None:
             return self.log_normalizer.double().exp().expand(self.u.shape[:3])
         if not self.normalized:
-            raise DSFSystemError("normalized is False, so the system has no η: read Φ with transfer_matrix().")
+            raise DSFSystemError(
+                'normalized is False, so that there is no η: use realisation="native", or transfer_matrix() for Φ.'
+            )
         return self.to(torch.float64)._driven_weights().sum(-1).squeeze(2).transpose(1, 2)
 
     def _normalizer_ratios(self) -> Tensor:
@@ -541,7 +547,11 @@ class DSFSystem:
 
         Gains are multiplied out: s_i stands in B_i, g_i and 1/η_i (from a zero state) in C_i. Φ built from them equals
         `transfer_matrix`.
+
+        Raises:
+            DSFSystemError: they would take more than `MOST_MATRIX_BYTES`.
         """
+        self._check_matrix_size()
         system = self.to(torch.float64)
         batch, length, num_heads, head_dim = self.u.shape
         n, width = self.state_shape[2], 1 if self.input_map is not None else head_dim
@@ -559,6 +569,16 @@ class DSFSystem:
             C=real[..., None, None] * C,
             D=torch.diag_embed(real[..., None] * feed),
         )
+
+    def _check_matrix_size(self) -> None:
+        batch, length, num_heads, head_dim = self.u.shape
+        N, d = math.prod(self.state_shape[1:3]) * (1 if self.input_map is not None else head_dim), num_heads * head_dim
+        size = 8 * batch * length * (N + d) ** 2
+        if size > MOST_MATRIX_BYTES:
+            raise DSFSystemError(
+                f"the dense matrices of N = {N} states and d = {d} channels at {batch} x {length} steps take "
+                f"{size / 2**30:.0f} GiB: use transfer_matrix(), or fewer steps (narrow) of a smaller layer."
+            )
 
     def _dense_factors(self) -> tuple[Tensor, Tensor]:
         """Return B (b, t, N, d) and C (b, t, d, N) with gains and normaliser multiplied out."""

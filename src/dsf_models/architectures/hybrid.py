@@ -90,7 +90,8 @@ class HybridConfig(DSFConfig):
             bool(self.mixers),
             "mixers",
             self.mixers,
-            f"name one architecture for each layer; choose from {', '.join(self._choices())}.",
+            'name one architecture for each layer, as in ["ssd", "softmax_attention"]; choose from '
+            f"{', '.join(self._choices())}.",
         )
         self.mixers = list(self.mixers)
         self.mixer_options = dict(self.mixer_options or {})

@@ -364,10 +364,11 @@ class DSFConfig(PreTrainedConfig):
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         fields = type(self).__dataclass_fields__
         allowed = _TRANSFORMERS_KEYS | set(GenerationConfig._get_default_generation_params()) | self._legacy_keys()
+        name = self.model_type.removeprefix("dsf_")
         for key in kwargs:
             if key in allowed or key.startswith("_") or key in self.attribute_map:
                 continue
-            hint = did_you_mean(key, fields) or "its fields are listed in the class's docstring."
+            hint = did_you_mean(key, fields) or f"`dsf-models fields {name}` lists its fields."
             raise ValueError(f"{key}={kwargs[key]!r}: {type(self).__name__} has no field {key!r}; {hint}")
 
     def _legacy_keys(self) -> set[str]:
