@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -78,3 +79,8 @@ def test_the_table_of_architectures_is_that_of_the_registry(capsys: pytest.Captu
     begin, end = "<!-- architectures: made by scripts/tables.py -->\n", "<!-- end of architectures -->"
     found = (ROOT / "README.md").read_text().split(begin)[1].split(end)[0]
     assert found == capsys.readouterr().out, "run scripts/tables.py"
+
+
+def test_the_page_of_architectures_is_that_of_the_docstrings() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["architectures_page"]()
+    assert (ROOT / "docs" / "architectures.md").read_text() == page, "run scripts/tables.py"

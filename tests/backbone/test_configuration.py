@@ -539,7 +539,7 @@ def test_misspelt_fields_offer_the_right_name(name):
         assert f"{misspelt}=1" in found
         assert CONFIG_CLASSES[name].__name__ in found
         assert key in found.split("did you mean")[1]
-    assert "fields are listed" in refusal(name, zzzz=1)
+    assert f"`dsf-models fields {name}` lists" in refusal(name, zzzz=1)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -147,3 +147,10 @@ def test_the_pieces_of_a_system_fit_again():
     assert packed.to(torch.float64).lengths is lengths
     with pytest.raises(DSFSystemError, match="lengths"):
         system.with_layout(None, torch.tensor([5]))
+
+
+def test_matrices_that_no_memory_holds_are_refused():
+    u = torch.zeros(1, 20, 8, 64)
+    system = DSFSystem(u=u, B=torch.zeros(1, 20, 1, 128), C=torch.zeros(1, 20, 1, 128), transition=Identity())
+    with pytest.raises(DSFSystemError, match=r"N = 65536 states and d = 512 channels at 1 x 20 steps take 650 GiB"):
+        system.matrices()
