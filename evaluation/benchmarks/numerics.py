@@ -159,7 +159,7 @@ def _shown(error: float | None) -> str:
 
 def as_json(result: Result) -> dict[str, object]:
     """Return a result as JSON can express it: an error that is not finite is null, and its bar is not met."""
-    fields = {key: None if value in (math.inf, math.nan) else value for key, value in asdict(result).items()}
+    fields = {key: None if value == math.inf else value for key, value in asdict(result).items()}
     return fields | {"met": result.met}
 
 
