@@ -3,7 +3,7 @@
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
 from .layout import TokenLayout
-from .mixer import CacheShapes, DSFMixer, softplus_inverse
+from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
 from .modeling import (
     DSFBlock,
     DSFForCausalLM,
@@ -38,8 +38,9 @@ __all__ = [
     "TokenLayout",
     "checked_layer",
     "get_architecture",
+    "init_log_uniform",
+    "init_time_step_bias",
     "list_architectures",
     "register_architecture",
     "rotate",
-    "softplus_inverse",
 ]
