@@ -1,5 +1,6 @@
 """Time and memory of one model against the length of its input, and the figure of many."""
 
+import math
 import statistics
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from evaluation.benchmarks.peers import PEERS, TWINS, Shape, build_pair, build_p
 
 __all__ = ["Curve", "draw", "measure_curve", "memory_in_a_process"]
 
-TOO_LONG = 60.0
+TOO_LONG = 40.0
 """Seconds: a length that is expected to take longer is left out."""
+MEMORY_FROM = 4096
+"""Tokens from which on memory is measured: below, the allocator's habits decide."""
 TITLES = {"training step": "training step", "prefill": "prefill", "decode": "decoding, per token"}
 
 
@@ -50,22 +53,29 @@ def measure_curve(name: str, measure: str, shape: Shape, lengths: Sequence[int],
     torch.manual_seed(0)
     model, curve = build(name, shape), Curve(model=name, measure=measure)
     for length in lengths:
-        if curve.seconds and _expected(curve, length) > TOO_LONG:
+        if _expected(curve, length) > TOO_LONG:
             break
         input_ids = torch.randint(shape.vocab_size, (1, length))
         run = MEASURES[measure](model, input_ids)
         first = run()
-        count = max(1, min(repeats, round(TOO_LONG / 2 / max(first, 1e-3))))
-        curve.seconds[length] = statistics.median(run() for _ in range(count))
-        if measure != "decode":
+        # The first run of a long step is as good as the next; that of a short one starts with cold caches.
+        again = min(repeats, int(TOO_LONG / 4 / max(first, 1e-3)))
+        curve.seconds[length] = statistics.median([run() for _ in range(again)] or [first])
+        if measure != "decode" and length >= MEMORY_FROM:
             curve.memory[length] = memory_in_a_process(name, measure, length)
     return curve
 
 
 def _expected(curve: Curve, length: int) -> float:
-    """Seconds at a length if time grew with its square."""
-    last = max(curve.seconds)
-    return 0.0 if curve.measure == "decode" else curve.seconds[last] * (length / last) ** 2 / 4
+    """Return the seconds to be expected at a length if time goes on growing as it did, with the square at most."""
+    known = list(curve.seconds.items())
+    if not known or curve.measure == "decode":
+        return 0.0
+    longest, seconds = known[-1]
+    exponent = 1.0
+    if len(known) > 1:
+        exponent = min(2.0, math.log(seconds / known[-2][1]) / math.log(longest / known[-2][0]))
+    return seconds * (length / longest) ** exponent
 
 
 def memory_in_a_process(name: str, measure: str, length: int) -> int:

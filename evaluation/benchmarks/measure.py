@@ -21,6 +21,9 @@ Builder = Callable[[PreTrainedModel, Tensor], Callable[[], float]]
 DECODE_BLOCK = 32
 """Tokens that one model decodes before the other has its turn: its weights then come from the processor's cache."""
 
+ROUNDS_TAKE = 40.0
+"""Seconds that the rounds of one comparison may take together, unless two take longer."""
+
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
     """Return a function that calls `function` and returns the seconds it took."""
@@ -68,18 +71,18 @@ def decode(model: PreTrainedModel, input_ids: Tensor) -> Callable[[], float]:
 MEASURES: dict[str, Builder] = {"training step": training_step, "prefill": prefill, "decode": decode}
 
 
-def interleave(functions: Sequence[Callable[[], float]], repeats: int, warm_up: bool = True) -> list[list[float]]:
+def interleave(functions: Sequence[Callable[[], float]], repeats: int) -> list[list[float]]:
     """Call timed functions in turn, so that a busy machine slows all alike, and return the seconds of each.
 
     Args:
         functions: each returns the seconds of one run.
-        repeats: rounds that count.
-        warm_up: whether one round that does not count goes first.
+        repeats: rounds that count, after one that does not; fewer, but two, where rounds are long.
     """
-    if warm_up:
-        for function in functions:
-            function()
-    rounds = [[function() for function in functions] for _ in range(repeats)]
+    started = time.perf_counter()
+    for function in functions:
+        function()
+    affordable = int(ROUNDS_TAKE / (time.perf_counter() - started))
+    rounds = [[function() for function in functions] for _ in range(max(2, min(repeats, affordable)))]
     return [list(times) for times in zip(*rounds, strict=True)]
 
 

@@ -102,6 +102,8 @@ NOT_BARRED = ("taylor_attention", "s4", "lstm", "softmax_attention", "hybrid", "
 WITHIN_SSD = 3
 MAX_SCALING = 4.4
 """What four times the length may cost at most: time(4 L) / time(L)."""
+FROM = 1024
+"""Tokens from which on growth is held to that: before, what does not depend on the length still counts."""
 MAX_DECODE_GROWTH = 1.05
 """What a token may cost at most behind 4096 tokens, relative to one behind 256."""
 
@@ -167,7 +169,7 @@ def scaling(curves: Iterable[Curve]) -> list[dict[str, object]]:
     rows = []
     for curve in curves:
         limit = MAX_DECODE_GROWTH if curve.measure == "decode" else MAX_SCALING
-        lengths = list(curve.seconds)
+        lengths = [length for length in curve.seconds if length >= FROM or curve.measure == "decode"]
         for short, long in pairwise(lengths):
             ratio = curve.seconds[long] / curve.seconds[short]
             rows.append(
@@ -200,7 +202,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=list_architectures(), default=list_architectures())
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats of each measurement")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096, 16384], help="tokens of the curves")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024, 4096, 16384], help="tokens of the curves")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--figure", type=Path, help="PNG file: time and memory against length")
     return parser.parse_args()

@@ -175,31 +175,38 @@ class DSFSystem:
             self._check_factors()
         else:
             self._check_maps()
-        if self.D is not None and tuple(self.D.shape) not in ((num_heads,), (num_heads, head_dim)):
+        if self.D is not None and self.D.shape not in ((num_heads,), (num_heads, head_dim)):
             raise DSFSystemError(
                 f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."
             )
         require_floats(D=self.D)
-        _check_layout(self.starts, self.lengths, batch, length)
+        if self.starts is not None or self.lengths is not None:
+            _check_layout(self.starts, self.lengths, batch, length)
         self.transition.check(batch, length, num_heads, *self.state_shape[2:])
 
     def _check_factors(self) -> None:
-        batch, length, num_heads, _ = self.u.shape
         self._check_factor("B", self.B)
         self._check_factor("C", self.C)
         if self.B.shape[-1] != self.C.shape[-1]:
             raise DSFSystemError(
                 f"B has {self.B.shape[-1]} states per channel and C has {self.C.shape[-1]}: the two must be equal."
             )
-        self._check_gain("input_gain", self.input_gain)
-        self._check_gain("output_gain", self.output_gain)
-        self._check_normalizer()
-        if self.normalized and self.input_gain is not None and self.input_gain.ndim == 4:
+        for name in ("input_gain", "output_gain"):
+            if (gain := getattr(self, name)) is not None:
+                self._check_gain(name, gain)
+        if self.log_normalizer is not None:
+            self._check_normalizer(self.log_normalizer)
+        if self.normalized:
+            self._check_normalized()
+
+    def _check_normalized(self) -> None:
+        batch, length, num_heads, _ = self.u.shape
+        if self.input_gain is not None and self.input_gain.ndim == 4:
             raise DSFSystemError(
                 f"input_gain has shape {tuple(self.input_gain.shape)}, but a normalized system has one normaliser a "
                 f"head: give one gain a head, ({batch}|1, {length}|1, {num_heads}), or multiply it into u."
             )
-        if self.normalized and self.transition.per_channel:
+        if self.transition.per_channel:
             raise DSFSystemError(
                 f"normalized is True, but Λ of structure {self.transition.name!r} differs between the channels of a "
                 "head, which share one normaliser: leave normalized out."
@@ -229,23 +236,24 @@ class DSFSystem:
         if value is None:
             raise DSFSystemError(f"{name} is None: give the factors B and C, or input_map and output_map.")
         batch, length, num_heads, _ = self.u.shape
-        shape = tuple(value.shape)
-        fits = len(shape) == 4 and broadcasts(shape[0], batch) and broadcasts(shape[1], length)
-        if not fits or 0 in shape or num_heads % shape[2]:
+        shape = value.shape
+        fits = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, length)
+        if not fits or 0 in shape[2:] or num_heads % shape[2]:
             raise DSFSystemError(
-                f"{name} has shape {shape}, but u of shape {tuple(self.u.shape)} asks for "
-                f"({batch}|1, {length}|1, groups dividing {num_heads}, states), at least one of each."
+                f"{name} has shape {tuple(shape)}, but u of shape {tuple(self.u.shape)} asks for "
+                f"({batch}|1, {length}|1, groups dividing {num_heads}, states), at least one of both."
             )
-        self._check_dtype(name, value)
+        if value.dtype != self.u.dtype:
+            self._check_dtype(name, value)
 
     def _check_dtype(self, name: str, value: Tensor) -> None:
         """Constant parameters may be more precise than a half-precision input: systems are evaluated in float32."""
         if value.dtype not in (self.u.dtype, torch.promote_types(self.u.dtype, torch.float32)):
             raise DSFSystemError(f"{name} is {value.dtype} and u is {self.u.dtype}: cast both to one dtype.")
 
-    def _check_gain(self, name: str, value: Tensor | None) -> None:
+    def _check_gain(self, name: str, value: Tensor) -> None:
         require_floats(**{name: value})
-        if value is None or value.shape == self.u.shape[:-1]:
+        if value.shape in (self.u.shape, self.u.shape[:-1]):
             return
         shape, full = tuple(value.shape), tuple(self.u.shape)
         if not (
@@ -253,13 +261,11 @@ class DSFSystem:
         ):
             raise DSFSystemError(f"{name} has shape {shape}; give {full[:3]} or {full} (batch and time may be 1).")
 
-    def _check_normalizer(self) -> None:
-        if self.log_normalizer is None:
-            return
-        self._check_gain("log_normalizer", self.log_normalizer)
-        if self.log_normalizer.ndim == 4 or self.normalized:
+    def _check_normalizer(self, value: Tensor) -> None:
+        self._check_gain("log_normalizer", value)
+        if value.ndim == 4 or self.normalized:
             raise DSFSystemError(
-                f"log_normalizer has shape {tuple(self.log_normalizer.shape)} and normalized is {self.normalized}: a "
+                f"log_normalizer has shape {tuple(value.shape)} and normalized is {self.normalized}: a "
                 "system has one normaliser a head, its own sum (normalized=True) or a given one (b|1, t|1, h)."
             )
 

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 
 from ..backbone import (
     Architecture,
@@ -27,6 +26,7 @@ from ..backbone import (
     DSFForTokenClassification,
     DSFMixer,
     DSFModel,
+    activation_function,
     init_time_step_bias,
     register_architecture,
 )
@@ -104,7 +104,7 @@ class S6Mixer(DSFMixer):
     def __init__(self, config: S6Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         if self.conv is not None:
-            self.conv.activation = ACT2FN[config.conv_activation]
+            self.conv.activation = activation_function(config.conv_activation)
         rank, n, d = config.time_step_rank, config.state_size, config.inner_size
         self.split_sizes = [rank, n, n]
         self.in_proj = nn.Linear(config.hidden_size, d, bias=config.use_bias)

@@ -2,6 +2,7 @@
 
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
+from .layers import activation_function
 from .layout import TokenLayout
 from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
 from .modeling import (
@@ -36,6 +37,7 @@ __all__ = [
     "TimeInvariantConfig",
     "TimeInvariantMixer",
     "TokenLayout",
+    "activation_function",
     "checked_layer",
     "get_architecture",
     "init_log_uniform",

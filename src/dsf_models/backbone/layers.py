@@ -22,6 +22,7 @@ __all__ = [
     "LearnedPositions",
     "MLPChannelMixer",
     "ShortConvolution",
+    "activation_function",
     "build_channel_mixer",
     "build_norm",
     "in_segments",
@@ -55,6 +56,17 @@ def in_segments(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> 
 def residual_std(config: DSFConfig) -> float:
     """Return the released standard deviation of projections into the residual stream, two of them a layer."""
     return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "swish": F.silu}
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """Return an activation by the name that transformers gives it.
+
+    The common ones are functions: to call a module takes as long as to apply it to the features of one token.
+    """
+    return _FUNCTIONS.get(name) or ACT2FN[name]
 
 
 def build_norm(config: DSFConfig, width: int) -> nn.Module:
@@ -114,7 +126,7 @@ class ShortConvolution(nn.Module):
         self.kernel_size = kernel_size
         self.weight = nn.Parameter(torch.empty(width, 1, kernel_size))
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
-        self.activation = ACT2FN[activation] if activation else nn.Identity()
+        self.activation = activation_function(activation) if activation else None
 
     def init_parameters(self) -> None:
         """Draw taps and bias uniformly from ±1/√K (the fan-in of a depthwise convolution), as Mamba does."""
@@ -137,8 +149,9 @@ class ShortConvolution(nn.Module):
         """
         past = x.new_zeros(x.shape[0], self.kernel_size - 1, x.shape[2]) if window is None else window.to(x.dtype)
         inputs = torch.cat([past, x], dim=1)
-        taps = self.weight.squeeze(1).t()
-        y = self.activation(causal_convolution(inputs, taps, self.bias, layout.starts))
+        y = causal_convolution(inputs, self.weight.permute(1, 2, 0)[0], self.bias, layout.starts)
+        if self.activation is not None:
+            y = self.activation(y)
         return y, next_window(inputs, self.kernel_size - 1, layout.starts, layout.lengths)
 
 
@@ -151,7 +164,7 @@ class MLPChannelMixer(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
         self.hidden_projs = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(depth - 1))
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation_function(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, t, d) to (b, t, d)."""
@@ -172,7 +185,7 @@ class GatedChannelMixer(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.activation = ACT2FN[activation]
+        self.activation = activation_function(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, t, d) to (b, t, d)."""

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 
 from .. import engine
 from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
 from .cache import checked_layer
 from .configuration import DSFConfig
-from .layers import GroupRMSNorm, ShortConvolution, residual_std, segment_length
+from .layers import GroupRMSNorm, ShortConvolution, activation_function, residual_std, segment_length
 from .layout import TokenLayout
 
 __all__ = ["CacheShapes", "DSFMixer"]
@@ -100,7 +99,7 @@ class DSFMixer(nn.Module):
         self.gate_proj = None
         if config.gate != "none":
             self.gate_proj = nn.Linear(config.hidden_size, config.inner_size, bias=config.use_bias)
-            self.gate_activation = ACT2FN[config.gate]
+            self.gate_activation = activation_function(config.gate)
         self.output_norm = None
         if config.output_norm == "rmsnorm":
             self.output_norm = GroupRMSNorm(config.inner_size, self.norm_groups(config), config.norm_eps)

@@ -218,6 +218,8 @@ class DSFModel(DSFPreTrainedModel):
         self.uses_positions = config.position_embedding != "none" or any(
             block.token_mixer.uses_positions for block in self.layers
         )
+        # Read once: attribute access on a configuration costs microseconds, and decoding counts them.
+        self.embedding_scale = config.embedding_scale
         self.layer_types = config.layer_types
         self.looks_ahead = config.looks_ahead
         self.keeps_keys = bool(set(self.layer_types) & set(ATTENTION_LAYER_TYPES))
@@ -297,8 +299,8 @@ class DSFModel(DSFPreTrainedModel):
             self._add_causal_masks(masks, hidden, full_mask, cache, layout)
         if self.attends and layout.documents is not None:
             kwargs = self._varlen_keywords(layout, full_mask) | kwargs
-        if self.config.embedding_scale != 1:
-            hidden = hidden * self.config.embedding_scale
+        if self.embedding_scale != 1:
+            hidden = hidden * self.embedding_scale
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
@@ -413,6 +415,7 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
         super().__init__(config)
         self.model = base_model_class(type(self))(config)
         self.vocab_size = config.vocab_size
+        self.logit_softcap = config.logit_softcap
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.loss_function = causal_lm_loss
         if config.label_alignment == "same":
@@ -451,7 +454,7 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
             ValueError: an unknown label_alignment, or what `DSFModel.forward` raises.
         """
         # No parameter: Trainer takes every parameter with "label" in its name for labels that a batch must hold.
-        alignment = kwargs.pop("label_alignment", None) or self.config.label_alignment
+        alignment = kwargs.pop("label_alignment", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -463,12 +466,12 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        if (cap := self.config.logit_softcap) is not None:
+        if (cap := self.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             mask = recurrent_mask(self.config, labels, attention_mask) if isinstance(attention_mask, Tensor) else None
-            targets = aligned_targets(labels, alignment, mask)
+            targets = aligned_targets(labels, alignment or self.config.label_alignment, mask)
             targets = slice_logits_to_keep(targets[..., None], logits_to_keep)[..., 0]
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, shift_labels=targets, **kwargs

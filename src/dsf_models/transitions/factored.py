@@ -48,7 +48,9 @@ class FactoredDecay(Transition):
     def step(self, state: Tensor, time: int, in_place: bool = False) -> Tensor:
         """Return exp(-Δ_time A) * S."""
         at = time if self.delta.shape[1] > 1 else 0
-        decay = (self.delta[:, at, :, None] * (self.rate * -LOG2_E)).exp2().to(state.dtype)
+        # Powers of two, and the factor on the smaller tensor: a decoded token has no time for more.
+        exponent = (self.delta[:, at, :, None] * -LOG2_E) * self.rate
+        decay = exponent.exp2().to(state.dtype)
         return state.mul_(decay) if in_place else state * decay
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
