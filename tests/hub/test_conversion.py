@@ -283,7 +283,7 @@ def assert_refused(family, name, **values):
         (LLAMA, "conv_kernel", 3),
         (LLAMA, "gate", "silu"),
         (LLAMA, "output_norm", "rmsnorm"),
-        (LLAMA, "channel_mixer", "none"),
+        (LLAMA, "channel_mixer", "mlp"),
         (LLAMA, "norm", "layernorm"),
         (LLAMA, "state_size", 6),
         (LLAMA, "position_embedding", "none"),
