@@ -75,5 +75,5 @@ def test_systems_within_a_window():
             DSFSystemError, match=r"window=2: attention drops each input after 2 steps.*transfer_matrix"
         ):
             ask()
-    with pytest.raises(DSFSystemError, match="window=0 is below 1"):
+    with pytest.raises(DSFSystemError, match="window=0 is no whole number of at least 1"):
         SoftmaxSystem(q=q, k=q, u=q, scale=1.0, window=0)

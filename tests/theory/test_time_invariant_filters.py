@@ -20,7 +20,7 @@ def normal(*shape):
     return torch.randn(*shape, dtype=FLOAT64)
 
 
-def single(u, log_radius, angle, weight, D=0.0):
+def single(u, log_radius, angle, weight, D=None):
     """Return the system of one channel with kernel Σ_k Re(w_k λ_k^t) + D δ_{t0}, u (b, t), w complex (m,)."""
     B = torch.stack([torch.ones_like(weight.real), torch.zeros_like(weight.real)], dim=-1).flatten()
     C = torch.stack([weight.real, -weight.imag], dim=-1).flatten()
@@ -29,7 +29,7 @@ def single(u, log_radius, angle, weight, D=0.0):
         B=B[None, None, None],
         C=C[None, None, None],
         transition=Rotation(log_radius[None], angle[None]),
-        D=torch.tensor([D], dtype=u.dtype),
+        D=None if D is None else torch.tensor([D], dtype=u.dtype),
     )
 
 
