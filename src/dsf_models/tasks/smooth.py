@@ -398,7 +398,10 @@ def tuned_sieve(
         most: the largest number of functions.
     """
     x, y = validation
-    return min(fit_sieves(*train, a, most), key=lambda fit: float(((fit(x) - y) ** 2).mean()))
+    fits = fit_sieves(*train, a, most)
+    values = features(x, fits[-1].frequencies)  # the bases are nested: each fit reads the first columns
+    errors = [float(((values[:, : len(fit.levels)] @ fit.coefficients - y) ** 2).mean()) for fit in fits]
+    return fits[int(np.argmin(errors))]
 
 
 def log_log_slope(sizes: Floats, errors: Floats) -> float:
