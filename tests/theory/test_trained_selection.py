@@ -96,9 +96,9 @@ def test_copying_needs_selection_where_the_length_varies(seed):
 
     With the same training it copies strings of 3 to 8 words much less well, and two layers do better at that.
     """
-    steps = 500
+    steps = 600
     fixed = trained_accuracy(copier(seed, 1), lambda *a: copying(*a, shortest=8), seed, steps)
     one, two = (trained_accuracy(copier(seed, n), lambda *a: copying(*a, shortest=3), seed, steps) for n in (1, 2))
     assert fixed > 0.995
     assert one < 0.87
-    assert two > one + 0.07
+    assert two > one + 0.08
