@@ -75,6 +75,22 @@ def test_info_says_what_the_library_says(name, capsys, tmp_path):
     assert "step 0" not in printed(capsys, "info", name, *assigned, "--no-spectrum")
 
 
+def test_info_says_why_a_layer_has_no_eigenvalues(capsys):
+    mixers = '["s4", "lstm", "ssd", "lstm"]'
+    out = printed(capsys, "info", "hybrid", *TINY[:4], "--length", "10", "--set", f"mixers={mixers}")
+    assert "no |λ| of layer 0: the eigenvalues of a DPLR Λ of 64 states mean nothing" in out
+    assert "no |λ| of layers 1, 3: its state is no linear function of the past state" in out
+    assert "share (native realisation)" in out
+
+
+def test_fields(capsys):
+    lines = printed(capsys, "fields", "s4d").splitlines()
+    own = printed(capsys, "fields", "s4d", "--own").splitlines()
+    assert len(own) < len(lines)
+    assert {line.split()[0] for line in own} >= {"field", "a_init", "bidirectional", "num_heads"}
+    assert "vocab_size" in {line.split()[0] for line in lines} - {line.split()[0] for line in own}
+
+
 def test_info_of_tied_embeddings(capsys):
     assert "shared with the embedding" in printed(capsys, "info", "ssd", *TINY, "--set", "tie_word_embeddings=true")
 
@@ -92,6 +108,9 @@ def test_info_takes_bare_words_and_json(capsys):
         (["list", "--markdow"], ["--markdow"]),
         (["info"], ["required: ARCH"]),
         (["info", "sdd"], ["architecture='sdd'", "did you mean ssd"]),
+        (["fields", "sdd"], ["architecture='sdd'", "did you mean ssd"]),
+        (["info", "ssd", "--set", "bidirectional=true"], ["bidirectional=True", "dsf-models fields ssd"]),
+        (["info", "hybrid"], ["mixers=None", '["ssd", "softmax_attention"]']),
         (["info", "ssd", "--set", "hidden_size"], ["--set='hidden_size'", "FIELD=VALUE"]),
         (["info", "ssd", "--set", "=3"], ["--set='=3'", "FIELD=VALUE"]),
         (["info", "ssd", "--set", "hidden_siz=3"], ["hidden_siz=3", "hidden_size"]),
@@ -102,6 +121,7 @@ def test_info_takes_bare_words_and_json(capsys):
         (["info", "ssd", "--config", "absent.json"], ["--config=absent.json", "No such file"]),
         (["convert", "here"], ["TARGET_FOLDER"]),
         (["convert", "here", "there", "--to", "jax"], ["'jax'", "'transformers'"]),
+        (["convert", "/absent/model/", "there"], ["source='/absent/model/'", "no name of a repository"]),
         (["convert", "absent/model", "there"], ["source='absent/model'", "no such folder"]),
     ],
     ids=" ".join,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -75,6 +76,11 @@ def test_the_table_of_architectures_is_that_of_the_registry(capsys: pytest.Captu
     from dsf_models.cli import main
 
     assert main(["list", "--markdown"]) == 0
-    begin, end = "<!-- architectures: made by scripts/readme_table.py -->\n", "<!-- end of architectures -->"
+    begin, end = "<!-- architectures: made by scripts/tables.py -->\n", "<!-- end of architectures -->"
     found = (ROOT / "README.md").read_text().split(begin)[1].split(end)[0]
-    assert found == capsys.readouterr().out, "run scripts/readme_table.py"
+    assert found == capsys.readouterr().out, "run scripts/tables.py"
+
+
+def test_the_page_of_architectures_is_that_of_the_docstrings() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["architectures_page"]()
+    assert (ROOT / "docs" / "architectures.md").read_text() == page, "run scripts/tables.py"

@@ -1,4 +1,4 @@
-"""The command `dsf-models`: list the architectures, tell what a configuration costs, convert a checkpoint."""
+"""The command `dsf-models`: list the architectures and their fields, tell what one costs, convert a checkpoint."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from .analysis import (
     BINS,
     architecture_rows,
+    config_fields,
     count_parameters,
     decoding_flops,
     initial_spectrum,
@@ -66,18 +67,29 @@ def _parser() -> _Parser:
 
     command = commands.add_parser("info", help="show what a configuration costs, and the spectrum it starts from")
     command.add_argument("architecture", metavar="ARCH", help="name of an architecture")
-    command.add_argument("--config", type=Path, metavar="FILE", help="config.json to start from; default: no file")
+    command.add_argument("--config", type=Path, metavar="FILE", help="config.json to start from")
     command.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field (JSON, or a bare word)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help='set a field (JSON or a bare word); may be repeated: --set num_heads=2 --set \'mixers=["ssd", "s4d"]\'',
     )
     command.add_argument("--length", type=int, default=1024, help="tokens of a sequence (default: %(default)s)")
     command.add_argument("--no-spectrum", action="store_true", help="build no model: for models larger than memory")
     command.set_defaults(run=_info)
 
-    command = commands.add_parser("convert", help="convert a checkpoint of transformers, or back")
+    command = commands.add_parser("fields", help="show what can be set in an architecture's configuration")
+    command.add_argument("architecture", metavar="ARCH", help="name of an architecture")
+    command.add_argument("--own", action="store_true", help="only what is its own, or has a default of its own")
+    command.set_defaults(run=_fields)
+
+    command = commands.add_parser("convert", help="convert a language model of transformers, or convert it back")
     command.add_argument("source", metavar="SOURCE", help="folder, or id of a repository on the Hub")
-    command.add_argument("target", metavar="TARGET_FOLDER", type=Path, help="folder to make")
-    command.add_argument("--to", choices=["dsf", "transformers"], default="dsf", help="default: %(default)s")
+    command.add_argument("target", metavar="TARGET_FOLDER", type=Path, help="folder to make; it must not exist")
+    command.add_argument(
+        "--to", choices=["dsf", "transformers"], default="dsf", help="format to make (default: %(default)s)"
+    )
     command.set_defaults(run=_convert)
     return parser
 
@@ -85,6 +97,12 @@ def _parser() -> _Parser:
 def _list(options: argparse.Namespace) -> None:
     table = markdown_table if options.markdown else text_table
     print(table(architecture_rows()))
+
+
+def _fields(options: argparse.Namespace) -> None:
+    fields = config_fields(_config_class(options.architecture))
+    rows = [(field.name, field.shown, field.description) for field in fields if not (options.own and field.shared)]
+    print(text_table(rows, ("field", "default", "meaning")))
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -106,11 +124,18 @@ def _info(options: argparse.Namespace) -> None:
 def _config(options: argparse.Namespace) -> DSFConfig:
     """Return the configuration that the options describe."""
     try:
-        config_class = get_architecture(options.architecture).config_class
+        config_class = _config_class(options.architecture)
         fields = _read_fields(options.config, config_class.model_type) if options.config else {}
         return config_class(**fields | dict(map(_assignment, options.set)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+def _config_class(name: str) -> type[DSFConfig]:
+    try:
+        return get_architecture(name).config_class
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _read_fields(path: Path, model_type: str) -> dict[str, Any]:
@@ -155,10 +180,14 @@ def _costs(config: DSFConfig, length: int) -> list[tuple[str, str]]:
 def _spectrum(config: DSFConfig) -> str:
     histogram = initial_spectrum(config)
     found = sorted({realisation for realisation in histogram.realisations if realisation})
-    if not found:
-        return "no layer has eigenvalues"
-    rows = [(name, f"{100 * float(share):.1f} %") for name, share in zip(BINS, histogram.mean, strict=True)]
-    return text_table(rows, ("|λ| at step 0", f"share ({', '.join(found)} realisation)"))
+    parts = []
+    if found:
+        rows = [(name, f"{100 * float(share):.1f} %") for name, share in zip(BINS, histogram.mean, strict=True)]
+        parts.append(text_table(rows, ("|λ| at step 0", f"share ({', '.join(found)} realisation)")))
+    for reason in sorted({reason for reason in histogram.reasons if reason}):
+        layers = [str(layer) for layer, why in enumerate(histogram.reasons) if why == reason]
+        parts.append(f"no |λ| of layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}: {reason}")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

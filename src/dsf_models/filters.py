@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .system import DSFSystem, DSFSystemError, Spectrum, SystemMatrices
+from .system import DSFSystem, DSFSystemError, Spectrum, SystemMatrices, check_window
 
 __all__ = ["FilterSystem", "mirror"]
 
@@ -24,7 +24,8 @@ class FilterSystem:
     """A time-invariant system used as a filter: of finite window, two-sided, or both.
 
     Raises:
-        DSFSystemError: a part depends on the time or on the batch row, is normalised, or the window holds no lag.
+        DSFSystemError: a part depends on the time or on the batch row, is normalised or has other inputs, the backward
+            one has a D, or the window holds no lag.
     """
 
     forward: DSFSystem
@@ -35,11 +36,17 @@ class FilterSystem:
     """Largest lag U: the kernel is exactly 0 beyond it; None for an infinite window."""
 
     def __post_init__(self) -> None:
-        for system in (self.forward, self.backward):
-            if system is not None:
-                _check_time_invariant(system)
-        if self.window is not None and self.window < 1:
-            raise DSFSystemError(f"window={self.window} is below 1: give the largest lag, or None for no window.")
+        _check_time_invariant("forward", self.forward)
+        if self.backward is not None:
+            _check_time_invariant("backward", self.backward)
+            if self.backward.u.shape != self.forward.u.shape:
+                raise DSFSystemError(
+                    f"backward.u has shape {tuple(self.backward.u.shape)}; give the forward system's inputs, "
+                    f"{tuple(self.forward.u.shape)}."
+                )
+            if self.backward.D is not None:
+                raise DSFSystemError("backward.D is given, but lag 0 is the forward system's: give D to that one.")
+        check_window(self.window, "give the largest lag, or None for no window.")
 
     @property
     def u(self) -> Tensor:
@@ -143,7 +150,9 @@ def mirror(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(1, index.view(*index.shape, *(1,) * (x.ndim - 2)).expand_as(x))
 
 
-def _check_time_invariant(system: DSFSystem) -> None:
+def _check_time_invariant(name: str, system: DSFSystem) -> None:
+    if not isinstance(system, DSFSystem):
+        raise DSFSystemError(f"{name} is a {type(system).__name__}: a filter is made of `DSFSystem`s.")
     system.require_time_invariant("a filter")
     for name in ("B", "C", "input_gain", "output_gain", "log_normalizer"):
         value = getattr(system, name)

@@ -37,6 +37,7 @@ from .transitions import (
     expand_groups,
     map_floats,
     nonzero,
+    require_floats,
 )
 
 __all__ = [
@@ -52,6 +53,10 @@ __all__ = [
     "apply_transfer_matrix",
     "rescale_state",
 ]
+
+
+MOST_MATRIX_BYTES = 2**33
+"""What `DSFSystem.matrices` may take: beyond it a mistake is more likely than a wish."""
 
 
 class Spectrum(NamedTuple):
@@ -90,10 +95,20 @@ def _check_layout(starts: Tensor | None, lengths: Tensor | None, batch: int, len
         raise DSFSystemError(
             f"starts is {starts.dtype} of shape {tuple(starts.shape)}; give booleans ({batch}, {length}), one a token."
         )
-    if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.is_floating_point()):
+    if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype not in (torch.int32, torch.int64)):
         raise DSFSystemError(
             f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}; give integers ({batch},), one length a row."
         )
+
+
+def check_window(window: int | None, remedy: str) -> None:
+    """Raise unless a window is None or a whole number of at least 1.
+
+    Raises:
+        DSFSystemError: it is not.
+    """
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise DSFSystemError(f"window={window!r} is no whole number of at least 1: {remedy}")
 
 
 def _checked_realisation(realisation: str) -> str:
@@ -150,11 +165,15 @@ class DSFSystem:
     """(b,) number of real tokens at the front of each row; the steps behind them are pads: Λ = 1, B = 0, y = 0."""
 
     def __post_init__(self) -> None:
-        if self.u.ndim != 4 or self.u.shape[1] == 0 or not self.u.is_floating_point():
+        if self.u.ndim != 4 or 0 in self.u.shape[1:] or not self.u.is_floating_point():
             raise DSFSystemError(
                 f"u is {self.u.dtype} of shape {tuple(self.u.shape)}; it must be a floating-point tensor "
-                "(batch, time, heads, head width) of at least one step."
+                "(batch, time, heads, head width) of at least one step, head and channel."
             )
+        if not isinstance(self.transition, Transition):
+            raise DSFSystemError(f"transition={self.transition!r} is no structure of Λ: give one of `transitions`.")
+        if not isinstance(self.normalized, bool):
+            raise DSFSystemError(f"normalized={self.normalized!r} is neither True nor False.")
         batch, length, num_heads, head_dim = self.u.shape
         if self.input_map is None and self.output_map is None:
             self._check_factors()
@@ -164,6 +183,7 @@ class DSFSystem:
             raise DSFSystemError(
                 f"D has shape {tuple(self.D.shape)}; give ({num_heads},) or ({num_heads}, {head_dim})."
             )
+        require_floats(D=self.D)
         if self.starts is not None or self.lengths is not None:
             _check_layout(self.starts, self.lengths, batch, length)
         self.transition.check(batch, length, num_heads, *self.state_shape[2:])
@@ -222,10 +242,10 @@ class DSFSystem:
         batch, length, num_heads, _ = self.u.shape
         shape = value.shape
         fits = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, length)
-        if not fits or shape[2] == 0 or num_heads % shape[2]:
+        if not fits or 0 in shape[2:] or num_heads % shape[2]:
             raise DSFSystemError(
                 f"{name} has shape {tuple(shape)}, but u of shape {tuple(self.u.shape)} asks for "
-                f"({batch}|1, {length}|1, groups dividing {num_heads}, states)."
+                f"({batch}|1, {length}|1, groups dividing {num_heads}, states), at least one of both."
             )
         if value.dtype != self.u.dtype:
             self._check_dtype(name, value)
@@ -236,6 +256,7 @@ class DSFSystem:
             raise DSFSystemError(f"{name} is {value.dtype} and u is {self.u.dtype}: cast both to one dtype.")
 
     def _check_gain(self, name: str, value: Tensor) -> None:
+        require_floats(**{name: value})
         if value.shape in (self.u.shape, self.u.shape[:-1]):
             return
         shape, full = tuple(value.shape), tuple(self.u.shape)
@@ -503,7 +524,9 @@ class DSFSystem:
         if self.log_normalizer is not None:
             return self.log_normalizer.double().exp().expand(self.u.shape[:3])
         if not self.normalized:
-            raise DSFSystemError("normalized is False, so the system has no η: read Φ with transfer_matrix().")
+            raise DSFSystemError(
+                'normalized is False, so that there is no η: use realisation="native", or transfer_matrix() for Φ.'
+            )
         return self.to(torch.float64)._driven_weights().sum(-1).squeeze(2).transpose(1, 2)
 
     def _normalizer_ratios(self) -> Tensor:
@@ -547,7 +570,11 @@ class DSFSystem:
 
         Gains are multiplied out: s_i stands in B_i, g_i and 1/η_i (from a zero state) in C_i. Φ built from them equals
         `transfer_matrix`.
+
+        Raises:
+            DSFSystemError: they would take more than `MOST_MATRIX_BYTES`.
         """
+        self._check_matrix_size()
         system = self.to(torch.float64)
         batch, length, num_heads, head_dim = self.u.shape
         n, width = self.state_shape[2], 1 if self.input_map is not None else head_dim
@@ -565,6 +592,16 @@ class DSFSystem:
             C=real[..., None, None] * C,
             D=torch.diag_embed(real[..., None] * feed),
         )
+
+    def _check_matrix_size(self) -> None:
+        batch, length, num_heads, head_dim = self.u.shape
+        N, d = math.prod(self.state_shape[1:3]) * (1 if self.input_map is not None else head_dim), num_heads * head_dim
+        size = 8 * batch * length * (N + d) ** 2
+        if size > MOST_MATRIX_BYTES:
+            raise DSFSystemError(
+                f"the dense matrices of N = {N} states and d = {d} channels at {batch} x {length} steps take "
+                f"{size / 2**30:.0f} GiB: use transfer_matrix(), or fewer steps (narrow) of a smaller layer."
+            )
 
     def _dense_factors(self) -> tuple[Tensor, Tensor]:
         """Return B (b, t, N, d) and C (b, t, d, N) with gains and normaliser multiplied out."""
@@ -710,12 +747,16 @@ class SoftmaxSystem:
                 f"u {u} must share batch, time and heads with k {k}, and the {k[2]} key heads must divide the {q[2]} "
                 "query heads."
             )
-        if not self.scale > 0:
-            raise DSFSystemError(f"scale={self.scale} is not positive: give the factor of the logits, usually 1/√m.")
-        if self.window is not None and self.window < 1:
+        if q[1] == 0:
+            raise DSFSystemError(f"q {q} has no step: give at least one.")
+        require_floats(q=self.q, k=self.k, u=self.u)
+        if not self.q.dtype == self.k.dtype == self.u.dtype:
+            raise DSFSystemError(f"q is {self.q.dtype}, k {self.k.dtype} and u {self.u.dtype}: cast all to one dtype.")
+        if not 0 < self.scale < math.inf:
             raise DSFSystemError(
-                f"window={self.window} is below 1: give the number of positions seen, or None for all."
+                f"scale={self.scale} is not positive and finite: give the factor of the logits, usually 1/√m."
             )
+        check_window(self.window, "give the number of positions seen, or None for all.")
         _check_layout(self.starts, self.lengths, q[0], q[1])
 
     def _refuse_window(self, what: str) -> None:

@@ -1,11 +1,15 @@
-"""torch.compile of every architecture: whole graphs in training, and one graph for all decoding steps."""
+"""torch.compile of every architecture: whole graphs in training, and one graph for all decoding steps.
+
+Compiling takes a second a graph, so that each way of calling a model is compiled in one of its variants: every
+architecture meets all the ways, and every variant one of them at least. One layer is enough, since layers are alike.
+"""
 
 import pytest
 import torch
 from transformers import CompileConfig, StaticCache
 
 from tests import contract
-from tests.contract import CACHE_NAME, every, fresh, gradients, sequences
+from tests.contract import CACHE_NAME, NEEDED, every, fresh, gradients, sequences
 
 
 def counting_backend():
@@ -29,10 +33,13 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@every("default", "full", "rope", "sliding")
-@pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
-def test_training_step_is_one_graph(name, case, kind):
-    model, backend = fresh(name, case).double().train(), counting_backend()
+def one_layer(name, case):
+    """Return a model in float64 of a single layer, or of one for each architecture that it needs."""
+    return fresh(name, case, **({} if name in NEEDED else {"num_hidden_layers": 1})).double()
+
+
+def assert_training_step_is_one_graph(name, case, kind):
+    model, backend = one_layer(name, case).train(), counting_backend()
     mask = contract.padding_mask("left")
     ids = contract.place(sequences(), mask, contract.PAD)
     inputs = {
@@ -49,12 +56,23 @@ def test_training_step_is_one_graph(name, case, kind):
     assert backend.graphs == 1
 
 
-@every("default", "full", "rope", "sliding")
-@pytest.mark.parametrize("padded", [False, True], ids=["plain", "left-padded"])
-def test_decoding_is_one_graph(name, case, padded):
-    """Generation with a static cache compiles its decoding step once, for all tokens."""
-    model, backend = fresh(name, case).double(), counting_backend()
-    lengths = (6, 4) if padded else (5, 5)
+@every("default", "channel", "windowed")
+def test_training_step_is_one_graph(name, case):
+    assert_training_step_is_one_graph(name, case, "plain")
+
+
+@every("full", "constant", "sliding")
+def test_training_step_on_padded_rows_is_one_graph(name, case):
+    assert_training_step_is_one_graph(name, case, "padded")
+
+
+@every("default", "rope", "sliding", "windowed", "channel")
+def test_training_step_on_packed_rows_is_one_graph(name, case):
+    assert_training_step_is_one_graph(name, case, "packed")
+
+
+def assert_decoding_is_one_graph(name, case, lengths):
+    model, backend = one_layer(name, case), counting_backend()
     mask = contract.padding_mask("left", lengths)
     prompts = {"ids": contract.place(sequences(lengths), mask, contract.PAD), "attention_mask": mask.long()}
     expected = contract.generate(model, **prompts, use_cache=False)
@@ -65,19 +83,38 @@ def test_decoding_is_one_graph(name, case, padded):
     assert backend.graphs == 1
 
 
-@every("default", "full", "rope", "sliding")
+@every("full", "rope", "windowed")
+def test_decoding_is_one_graph(name, case):
+    """Generation with a static cache compiles its decoding step once, for all tokens."""
+    assert_decoding_is_one_graph(name, case, (5, 5))
+
+
+@every("default", "sliding", "constant")
+def test_decoding_from_padded_prompts_is_one_graph(name, case):
+    assert_decoding_is_one_graph(name, case, (6, 4))
+
+
+def assert_own_decoding_loop_is_one_graph(name, case, with_positions):
+    model, backend, ids = one_layer(name, case), counting_backend(), torch.stack(sequences((12, 12)))
+    whole = model(ids, use_cache=False).logits
+    cache = StaticCache(config=model.config, max_cache_len=12)
+    model(ids[:, :4], **{CACHE_NAME: cache})
+    step = torch.compile(model, fullgraph=True, backend=backend)
+    for time in range(4, 12):
+        positions = {"position_ids": torch.full((1, 1), time)} if with_positions else {}
+        logits = step(ids[:, time : time + 1], **{CACHE_NAME: cache}, **positions).logits
+        contract.assert_close(logits[:, 0], whole[:, time], 1e-10, f"token {time}")
+    assert backend.graphs == 1
+
+
+@every("full", "sliding", "channel")
 @torch.no_grad()
 def test_own_decoding_loop_is_one_graph(name, case):
     """So does a loop of one's own, whether it gives positions or not."""
-    for with_positions in (False, True):
-        model, backend, ids = fresh(name, case).double(), counting_backend(), torch.stack(sequences((12, 12)))
-        whole = model(ids, use_cache=False).logits
-        cache = StaticCache(config=model.config, max_cache_len=12)
-        model(ids[:, :4], **{CACHE_NAME: cache})
-        step = torch.compile(model, fullgraph=True, backend=backend)
-        for time in range(4, 12):
-            positions = {"position_ids": torch.full((1, 1), time)} if with_positions else {}
-            logits = step(ids[:, time : time + 1], **{CACHE_NAME: cache}, **positions).logits
-            contract.assert_close(logits[:, 0], whole[:, time], 1e-10, f"token {time}")
-        assert backend.graphs == 1
-        torch._dynamo.reset()
+    assert_own_decoding_loop_is_one_graph(name, case, with_positions=False)
+
+
+@every("default", "rope")
+@torch.no_grad()
+def test_own_decoding_loop_with_positions_is_one_graph(name, case):
+    assert_own_decoding_loop_is_one_graph(name, case, with_positions=True)

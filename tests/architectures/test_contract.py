@@ -1,12 +1,40 @@
 """What every architecture owes, for every registered one: see `tests.contract`."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 
+from dsf_models import list_architectures
 from tests import contract
 from tests.contract import PADDING, every, sequences, shared
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
+
+
+def duties() -> list[str]:
+    """Return the names of all that the contract asks of a model."""
+    found = inspect.getmembers(contract, inspect.isfunction)
+    return [name for name, f in found if name.startswith("assert_") and "model" in inspect.signature(f).parameters]
+
+
+@pytest.mark.parametrize("duty", duties())
+def test_no_duty_is_forgotten(duty):
+    """Neither for the registered architectures, in this file, nor for one that is defined in a single file."""
+    assert len(duties()) >= 14
+    for path in (Path(__file__), Path(__file__).parents[1] / "backbone" / "test_registry.py"):
+        assert f"contract.{duty}" in path.read_text(), path.name
+
+
+@torch.no_grad()
+def test_only_attention_and_the_lstm_have_no_states_to_walk():
+    ids, reasons = torch.stack(sequences((11, 11))), {}
+    for name in list_architectures():
+        for case in contract.variants(name):
+            for reason in contract.without_states(shared(name, case), input_ids=ids):
+                reasons.setdefault(reason, set()).add(name)
+    assert reasons == {"infinite": {"softmax_attention", "hybrid"}, "nonlinear": {"lstm", "hybrid"}}
 
 
 @every()

@@ -20,10 +20,10 @@ def test_the_system_is_the_papers_in_complex_numbers():
     (system, *_) = model.dsf_systems(sequences((20,))[0][None])
     y, _ = evaluate(system, "chunked")
     with torch.no_grad():
-        a = torch.complex(mixer.Lambda_re.clamp(max=-1e-4), mixer.Lambda_im)
+        a = torch.complex(mixer.A_re.clamp(max=-1e-4), mixer.A_im)
         p, b, c = (torch.view_as_complex(x.contiguous()) for x in (mixer.P, mixer.B, mixer.C))
         a, p, b = (torch.cat([x, x.conj()], dim=-1) for x in (a, p, b))
-        step = mixer.log_step.exp()[:, None]
+        step = mixer.log_dt.exp()[:, None]
         A = torch.diag_embed(a) - p[..., :, None] * p.conj()[..., None, :]
         eye = torch.eye(6)
         inverse = torch.linalg.inv(eye - step[..., None] / 2 * A)
@@ -38,10 +38,10 @@ def test_the_system_is_the_papers_in_complex_numbers():
 def test_start():
     """Re a = -1/2 exactly, b = √2 p, Δ log-uniform, c of variance 1, D = 1."""
     mixer = S4Model(S4Config(**SMALL | {"hidden_size": 128, "state_size": 32})).layers[0].mixer
-    assert mixer.Lambda_re.eq(-0.5).all()
-    assert (mixer.Lambda_im.diff(dim=1) > 0).all()
+    assert mixer.A_re.eq(-0.5).all()
+    assert (mixer.A_im.diff(dim=1) > 0).all()
     torch.testing.assert_close(mixer.B, math.sqrt(2) * mixer.P)
-    step = mixer.log_step.exp()
+    step = mixer.log_dt.exp()
     assert step.min() >= 0.001
     assert step.max() <= 0.1
     assert step.median().item() == pytest.approx(0.01, rel=0.8)
@@ -56,7 +56,7 @@ def test_spectrum_at_the_start():
     (system,) = model.dsf_systems(sequences((3,))[0][None])
     values = system.eigenvalues().values[0, 0]
     assert (values.abs() < 1).all()
-    step, k = mixer.log_step.double().exp()[:, None], torch.arange(8, 0, -1).double()
+    step, k = mixer.log_dt.double().exp()[:, None], torch.arange(8, 0, -1).double()
     expected = (1 - step * k / 2) / (1 + step * k / 2)
     # Parameters rounded to float32 move them, as far as cond(V) lets them.
     torch.testing.assert_close(values.real.sort(dim=-1).values, expected.detach(), rtol=0, atol=1e-3)
@@ -72,7 +72,7 @@ def test_the_default_number_of_states_has_no_computable_spectrum():
 def test_poles_that_training_pushes_over_the_axis_are_clipped():
     model = S4Model(S4Config(**SMALL))
     with torch.no_grad():
-        model.layers[0].mixer.Lambda_re.fill_(0.3)
+        model.layers[0].mixer.A_re.fill_(0.3)
     (system,) = model.dsf_systems(sequences((3,))[0][None])
     assert torch.linalg.matrix_norm(system.transition.dense(), 2).max() < 1
 

@@ -336,6 +336,10 @@ NONSENSE = [
     ({"gate": "sliu"}, ["gate='sliu'", "unknown activation", "silu"]),
     ({"hidden_act": "geluu"}, ["hidden_act='geluu'", "unknown activation", "gelu"]),
     ({"hidden_act": "none"}, ["hidden_act='none'", "unknown activation"]),
+    ({"hidden_act": "relu"}, ["hidden_act='relu'", 'only channel_mixer="mlp"', "'none'", "leave hidden_act out"]),
+    ({"hidden_act": "relu", "channel_mixer": "geglu"}, ["hidden_act='relu'", "'geglu'", "leave hidden_act out"]),
+    ({"mlp_bias": True}, ["mlp_bias=True", "no channel mixer", "leave mlp_bias out"]),
+    ({"intermediate_size": 24}, ["intermediate_size=24", "no channel mixer", "leave intermediate_size out"]),
     ({"channel_mixer_depth": 2}, ["channel_mixer_depth=2", 'only channel_mixer="mlp"', "'none'"]),
     ({"channel_mixer_depth": 2, "channel_mixer": "swiglu"}, ["channel_mixer_depth=2", "'swiglu'"]),
     ({"channel_mixer_depth": 0, "channel_mixer": "mlp"}, ["channel_mixer_depth=0", "positive"]),
@@ -372,6 +376,10 @@ NONSENSE_OF_SOME = [
     ({"num_key_value_heads": 0}, ["num_key_value_heads=0", "must divide num_heads=4"]),
     ({"num_key_value_heads": -2}, ["num_key_value_heads=-2", "must divide num_heads=4"]),
     ({"attention_dropout": 1.0}, ["attention_dropout=1.0", "[0, 1)"]),
+    (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
+        ["rope_parameters={'rope_type': 'default', 'rope_theta': 10.0}", 'set position_embedding="rope"'],
+    ),
     ({"sliding_window": 1}, ["sliding_window=1", "at least 2", "None for all"]),
     ({"sliding_window": -4}, ["sliding_window=-4", "at least 2"]),
     ({"mixers": []}, ["mixers=[]", "name one architecture for each layer", "linear_attention"]),
@@ -435,12 +443,19 @@ NONSENSE_OF_SOME = [
     ({"time_step_floor": 0.2}, ["time_step_floor=0.2", "at most time_step_max=0.1"]),
     ({"time_step_floor": 0.0}, ["time_step_floor=0.0", "positive"]),
     ({"conv_activation": "sliu"}, ["conv_activation='sliu'", "unknown activation", "silu"]),
+    ({"conv_activation": "relu"}, ["conv_activation='relu'", "conv_kernel=0", "leave conv_activation out"]),
     ({"a_init_range": (1.0, float("nan"))}, ["a_init_range=[1.0, nan]", "finite"]),
 ]
 ROPE = {"position_embedding": "rope"}
 NONSENSE_ROPE = [
     ({"state_size": 5}, ["state_size=5", "even width"]),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": -1e4}}, ["rope_parameters=", "-10000", "positive"]),
+    ({"rope_parameters": {"rope_theta": float("nan")}}, ["rope_parameters=", "rope_theta must be positive"]),
+    ({"rope_parameters": {"rope_theta": "1e4"}}, ["rope_parameters=", "rope_theta must be positive"]),
+    ({"rope_parameters": {"rope_tehta": 1e4}}, ["rope_parameters=", "'rope_tehta'", "did you mean rope_theta"]),
+    ({"rope_parameters": {"rope_type": "linear"}}, ["rope_parameters=", "'factor'", "give them"]),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, ["rope_parameters=", "factor must be at least 1"]),
+    ({"rope_parameters": {"rope_type": "linear", "factor": True}}, ["rope_parameters=", "factor must be at least 1"]),
     ({"rope_parameters": {"rope_type": "defualt", "rope_theta": 1e4}}, ["rope_parameters=", "defualt", "default"]),
     (
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
@@ -488,6 +503,18 @@ def test_a_field_without_a_choice_is_refused_at_other_values(name, key):
     assert getattr(CONFIG_CLASSES[name](), key) == only
     found = refusal(name, **{key: 2 * only})
     assert all(part in found for part in (f"{key}={2 * only}", name, f"no choice but {only}", "out")), found
+
+
+@every_architecture
+def test_a_bias_without_a_convolution_is_refused(name):
+    if name in NEEDED:
+        hybrid = make(name, mixers=["ssd", "gla"], conv_kernel=None, conv_bias=False)
+        assert (hybrid.layer_config(0).conv_bias, hybrid.layer_config(1).conv_kernel) == (False, 0)
+        return
+    default = CONFIG_CLASSES[name].conv_bias
+    found = refusal(name, conv_bias=not default)
+    assert all(part in found for part in (f"conv_bias={not default}", "conv_kernel=0", "leave conv_bias out")), found
+    assert make(name, conv_bias=not default, conv_kernel=2).conv_bias is not default
 
 
 @every_architecture
@@ -539,7 +566,7 @@ def test_misspelt_fields_offer_the_right_name(name):
         assert f"{misspelt}=1" in found
         assert CONFIG_CLASSES[name].__name__ in found
         assert key in found.split("did you mean")[1]
-    assert "fields are listed" in refusal(name, zzzz=1)
+    assert f"`dsf-models fields {name}` lists" in refusal(name, zzzz=1)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

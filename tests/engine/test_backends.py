@@ -15,8 +15,9 @@ from dsf_models.engine import backends, choose_backend, evaluate, evaluate_seque
 from dsf_models.engine.backends import fla, imports
 from dsf_models.system import DSFSystem
 from dsf_models.transitions import DeltaRule, DSFSystemError, FactoredDecay
+from evaluation.benchmarks.random_systems import DECAYS, Case, outcome, relative_error
 from tests import contract
-from tests.engine.random_systems import DECAYS, Case, assert_outcomes_match, outcome, random_case, relative_error
+from tests.engine.random_systems import assert_outcomes_match, random_case
 from tests.engine.stand_ins import STAND_INS
 
 SINGLE = 1e-6

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dsf_models.engine import choose_backend, evaluate, use_backend
 from dsf_models.engine.backends import fla, imports, mamba_ssm
 from dsf_models.transitions import Transition
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome, relative_error
+from evaluation.benchmarks.random_systems import Case, outcome, relative_error
+from tests.engine.random_systems import assert_outcomes_match
 from tests.engine.test_backends import FLA_STRUCTURES, MODES, for_fla, for_mamba_ssm, reference, sharing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

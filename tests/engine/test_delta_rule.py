@@ -13,7 +13,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 from dsf_models.engine import MODES, evaluate, evaluate_sequential
 from dsf_models.system import DSFSystem
 from dsf_models.transitions import DeltaRule
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome, relative_error
+from evaluation.benchmarks.random_systems import Case, outcome, relative_error
+from tests.engine.random_systems import assert_outcomes_match
 
 STRUCTURES = pytest.mark.parametrize("structure", ["delta_rule", "delta_rule_at_B"])
 

@@ -8,7 +8,8 @@ import torch
 from dsf_models.engine import evaluate, evaluate_sequential
 from dsf_models.system import DSFSystem, DSFSystemError
 from dsf_models.transitions import DPLR
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome
+from evaluation.benchmarks.random_systems import Case, outcome
+from tests.engine.random_systems import assert_outcomes_match
 from tests.transitions.test_dplr import legs
 
 

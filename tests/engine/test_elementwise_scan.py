@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsf_models.engine import elementwise, evaluate, evaluate_sequential
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome
+from evaluation.benchmarks.random_systems import Case, outcome
+from tests.engine.random_systems import assert_outcomes_match
 
 
 @pytest.mark.parametrize("operation_size", [1, 40, 100, 2**15])

@@ -7,7 +7,8 @@ import torch
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential
 from dsf_models.system import DSFSystem, DSFSystemError, ScalarDecay
-from tests.engine.random_systems import CONSTANT_FACTORS, Case, assert_outcomes_match, outcome
+from evaluation.benchmarks.random_systems import CONSTANT_FACTORS, Case, outcome
+from tests.engine.random_systems import assert_outcomes_match
 
 KINDS = {
     "scalar": Case(D=1, input_gain=3, output_gain=4, signed=True),

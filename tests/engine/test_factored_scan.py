@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dsf_models.engine import evaluate, evaluate_sequential, factored
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome
+from evaluation.benchmarks.random_systems import Case, outcome
+from tests.engine.random_systems import assert_outcomes_match
 
 WIDE = Case(
     batch=5,

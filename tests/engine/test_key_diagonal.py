@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential
-from tests.engine.random_systems import Case, assert_outcomes_match, outcome
+from evaluation.benchmarks.random_systems import Case, outcome
+from tests.engine.random_systems import assert_outcomes_match
 
 
 def run(mode, chunk=None):

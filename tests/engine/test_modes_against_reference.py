@@ -4,17 +4,8 @@ import pytest
 import torch
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential, modes_of
-from tests.engine.random_systems import (
-    CHUNKS,
-    CONSTANT_FACTORS,
-    DECAYS,
-    RADII,
-    STRUCTURES,
-    Case,
-    assert_outcomes_match,
-    outcome,
-    random_case,
-)
+from evaluation.benchmarks.random_systems import CONSTANT_FACTORS, DECAYS, RADII, STRUCTURES, Case, outcome
+from tests.engine.random_systems import CHUNKS, assert_outcomes_match, random_case
 
 DOUBLE, SINGLE = 1e-10, 1e-6
 structures = pytest.mark.parametrize("structure", STRUCTURES)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsf_models.engine import MODES, evaluate, evaluate_sequential, initial_state, modes_of
-from tests.engine.random_systems import CONSTANT_FACTORS, Case, assert_outcomes_match, outcome, random_case
+from evaluation.benchmarks.random_systems import CONSTANT_FACTORS, Case, outcome
+from tests.engine.random_systems import assert_outcomes_match, random_case
 
 segments = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([*MODES, "convolution"])), min_size=1, max_size=6)
 

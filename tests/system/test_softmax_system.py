@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dsf_models.engine import evaluate
 from dsf_models.system import DSFSystemError, SoftmaxSystem
-from tests.engine.random_systems import relative_error
+from evaluation.benchmarks.random_systems import relative_error
 
 
 def draw(batch=2, length=12, heads=4, groups=2, width=3, value_width=5, spread=1.0, **layout):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dsf_models.engine import evaluate_sequential
 from dsf_models.system import DSFSystem, DSFSystemError
 from dsf_models.transitions import DeltaRule, KeyDiagonal
-from tests.engine.random_systems import Case
+from evaluation.benchmarks.random_systems import Case
 
 BATCH, LENGTH, HEADS, WIDTH, GROUPS, STATES = 2, 5, 4, 3, 2, 6
 

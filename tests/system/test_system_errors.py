@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dsf_models.system import DSFSystem, DSFSystemError, Identity, ScalarDecay
-from dsf_models.transitions import ElementwiseDecay, FactoredDecay
+from dsf_models.filters import FilterSystem
+from dsf_models.system import DSFSystem, DSFSystemError, Identity, ScalarDecay, SoftmaxSystem
+from dsf_models.transitions import DPLR, DeltaRule, ElementwiseDecay, FactoredDecay, KeyDiagonal, Rotation, interrupt
 
 BATCH, LENGTH, HEADS, WIDTH, GROUPS, STATES = 2, 5, 4, 3, 2, 6
 
@@ -57,6 +58,38 @@ def test_the_systems_below_differ_from_one_that_fits():
         (
             {"log_normalizer": torch.zeros(2, 5, 4), "normalized": True},
             ["log_normalizer has shape (2, 5, 4) and normalized is True", "one normaliser a head"],
+        ),
+        ({"u": torch.zeros(2, 5, 0, 3)}, ["u ", "(2, 5, 0, 3)", "head and channel"]),
+        ({"B": torch.zeros(2, 5, 2, 0), "C": torch.zeros(2, 5, 2, 0)}, ["B has shape (2, 5, 2, 0)", "at least one"]),
+        ({"D": torch.zeros(4, dtype=torch.int64)}, ["D is torch.int64", "floating-point"]),
+        ({"input_gain": torch.zeros(2, 5, 4).long()}, ["input_gain is torch.int64", "floating-point"]),
+        ({"log_normalizer": torch.zeros(2, 5, 4).long()}, ["log_normalizer is torch.int64", "floating-point"]),
+        ({"lengths": torch.tensor([True, False])}, ["lengths is torch.bool", "integers (2,)"]),
+        ({"normalized": "yes"}, ["normalized='yes'", "True nor False"]),
+        ({"transition": None}, ["transition=None", "structure of Λ"]),
+        ({"transition": ScalarDecay(torch.zeros(2, 5, 4).long())}, ["log_decay is torch.int64", "floating-point"]),
+        ({"transition": ScalarDecay(torch.zeros(2, 5, 4) + 0j)}, ["log_decay is torch.complex64", "real"]),
+        (
+            {"transition": ScalarDecay(torch.zeros(2, 5, 4), torch.ones(2, 5, 4).bool())},
+            ["sign is torch.bool", "floating-point"],
+        ),
+        (
+            {"transition": FactoredDecay(torch.zeros(2, 5, 4, 3), torch.ones(4, 6, 3).long())},
+            ["rate is torch.int64", "floating-point"],
+        ),
+        ({"transition": KeyDiagonal(torch.zeros(2, 5, 2, 6).long())}, ["log_decay is torch.int64"]),
+        ({"transition": Rotation(torch.zeros(4, 6).long())}, ["log_radius is torch.int64"]),
+        (
+            {"transition": DPLR(torch.zeros(4, 3, 2).long(), torch.zeros(4, 6), torch.zeros(4, 6))},
+            ["diagonal is torch.int64"],
+        ),
+        (
+            {"transition": DeltaRule(torch.zeros(2, 5, 4), torch.zeros(2, 5, 2, 6), torch.zeros(2, 5, 4).long())},
+            ["beta is torch.int64"],
+        ),
+        (
+            {"transition": interrupt(ScalarDecay(torch.zeros(2, 5, 4)), None, None, 5, torch.device("cpu"))},
+            ["inner", "'scalar'", "depends on time", "mask()"],
         ),
         ({"starts": torch.zeros(2, 4, dtype=torch.bool)}, ["starts", "(2, 4)", "booleans (2, 5)"]),
         ({"starts": torch.zeros(2, 5)}, ["starts is torch.float32", "booleans (2, 5)"]),
@@ -128,6 +161,52 @@ def test_errors_of_decays_per_channel(change, message):
         build(**PER_CHANNEL).rescale(torch.ones(BATCH, LENGTH + 1, HEADS))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 5, 4, 3).long()}, ["q is torch.int64", "floating-point"]),
+        ({"k": torch.zeros(2, 5, 4, 3).double()}, ["k torch.float64", "one dtype"]),
+        (dict.fromkeys(("q", "k", "u"), torch.zeros(2, 0, 4, 3)), ["(2, 0, 4, 3)", "no step"]),
+        ({"scale": float("nan")}, ["scale=nan", "positive and finite"]),
+        ({"scale": float("inf")}, ["scale=inf", "positive and finite"]),
+        ({"window": 0}, ["window=0", "at least 1", "None for all"]),
+        ({"window": True}, ["window=True", "at least 1"]),
+        ({"window": 2.5}, ["window=2.5", "whole number"]),
+    ],
+)
+def test_errors_of_softmax(change, message):
+    fields = {name: torch.zeros(2, 5, 4, 3) for name in ("q", "k", "u")} | {"scale": 1.0}
+    assert SoftmaxSystem(**fields).length == LENGTH
+    with pytest.raises(DSFSystemError) as error:
+        SoftmaxSystem(**fields | change)
+    for part in message:
+        assert part in str(error.value)
+
+
+def constant(**change):
+    return build(B=torch.zeros(1, 1, 1, STATES), C=torch.zeros(1, 1, 1, STATES), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forward": None}, ["forward is a NoneType", "DSFSystem"]),
+        ({"forward": build()}, ["a filter needs a time-invariant system"]),
+        ({"backward": constant(u=torch.zeros(2, 6, 4, 3))}, ["backward.u has shape (2, 6, 4, 3)", "(2, 5, 4, 3)"]),
+        ({"backward": constant(D=torch.zeros(4))}, ["backward.D", "forward"]),
+        ({"window": 0}, ["window=0", "at least 1", "None for no window"]),
+        ({"window": True}, ["window=True", "at least 1"]),
+        ({"window": 1.5}, ["window=1.5", "whole number"]),
+    ],
+)
+def test_errors_of_filters(change, message):
+    assert FilterSystem(forward=constant(), window=2).length == LENGTH
+    with pytest.raises(DSFSystemError) as error:
+        FilterSystem(**{"forward": constant()} | change)
+    for part in message:
+        assert part in str(error.value)
+
+
 def test_the_error_is_a_value_error():
     assert issubclass(DSFSystemError, ValueError)
 
@@ -147,3 +226,10 @@ def test_the_pieces_of_a_system_fit_again():
     assert packed.to(torch.float64).lengths is lengths
     with pytest.raises(DSFSystemError, match="lengths"):
         system.with_layout(None, torch.tensor([5]))
+
+
+def test_matrices_that_no_memory_holds_are_refused():
+    u = torch.zeros(1, 20, 8, 64)
+    system = DSFSystem(u=u, B=torch.zeros(1, 20, 1, 128), C=torch.zeros(1, 20, 1, 128), transition=Identity())
+    with pytest.raises(DSFSystemError, match=r"N = 65536 states and d = 512 channels at 1 x 20 steps take 650 GiB"):
+        system.matrices()

@@ -8,7 +8,7 @@ import torch
 
 from dsf_models.engine import evaluate, evaluate_sequential, modes_of
 from dsf_models.system import DSFSystem, DSFSystemError, Identity, Rotation, ScalarDecay, apply_transfer_matrix
-from tests.engine.random_systems import CONSTANT_FACTORS, Case, relative_error
+from evaluation.benchmarks.random_systems import CONSTANT_FACTORS, Case, relative_error
 
 FACTORS = {
     "structure": "rotation",

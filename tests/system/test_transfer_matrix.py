@@ -7,7 +7,8 @@ import torch
 
 from dsf_models.engine import evaluate_sequential
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, apply_transfer_matrix
-from tests.engine.random_systems import Case, random_case, relative_error
+from evaluation.benchmarks.random_systems import Case, relative_error
+from tests.engine.random_systems import random_case
 
 
 def system_and_phi(case):

@@ -10,7 +10,7 @@ import torch
 
 from dsf_models.engine import MODES, evaluate
 from dsf_models.system import DSFSystem, Identity, SoftmaxSystem
-from tests.engine.random_systems import relative_error
+from evaluation.benchmarks.random_systems import relative_error
 
 FLOAT64 = torch.float64
 

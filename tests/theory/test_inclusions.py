@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsf_models.backbone import get_architecture
-from tests.engine.random_systems import relative_error
+from evaluation.benchmarks.random_systems import relative_error
 
 FLOAT64 = torch.float64
 WIDTH, STATES, LENGTH = 6, 3, 10

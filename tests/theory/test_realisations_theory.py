@@ -9,8 +9,8 @@ import torch
 from dsf_models.engine import MODES, evaluate
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, SystemMatrices
 from dsf_models.transitions import DPLR
+from evaluation.benchmarks.random_systems import Case, relative_error
 from tests.contract import fresh, sequences
-from tests.engine.random_systems import Case, relative_error
 
 FLOAT64 = torch.float64
 LENGTH = 12

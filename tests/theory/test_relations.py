@@ -10,8 +10,8 @@ import torch
 
 from dsf_models.engine import evaluate
 from dsf_models.system import DSFSystem, Identity, ScalarDecay, SoftmaxSystem
+from evaluation.benchmarks.random_systems import relative_error
 from tests.contract import fresh
-from tests.engine.random_systems import relative_error
 
 FLOAT64 = torch.float64
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dsf_models import DSFSystem, FilterSystem, engine
-from dsf_models.selection import (
+from dsf_models.analysis.selection import (
     hard_selection,
     required_sharpness,
     selection_error_bound,

@@ -11,7 +11,7 @@ import torch
 
 from dsf_models import DSFSystem, FilterSystem, engine
 from dsf_models.transitions import Rotation
-from tests.engine.random_systems import relative_error
+from evaluation.benchmarks.random_systems import relative_error
 
 FLOAT64 = torch.float64
 

@@ -7,7 +7,7 @@ import torch
 
 from dsf_models.system import DSFSystem, DSFSystemError
 from dsf_models.transitions import DPLR, bilinear_dplr, hippo_legs, hippo_legs_modes
-from tests.engine.random_systems import Case
+from evaluation.benchmarks.random_systems import Case
 
 DOUBLE = torch.float64
 

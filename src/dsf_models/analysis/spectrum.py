@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import DSFConfig, DSFPreTrainedModel, get_architecture
-from ..system import DSFSystem, SoftmaxSystem
+from ..system import DSFSystem, DSFSystemError, SoftmaxSystem, Spectrum
 
 __all__ = ["BINS", "SpectrumHistogram", "initial_spectrum"]
 
@@ -23,9 +23,11 @@ class SpectrumHistogram:
     """Fractions of |λ_1| … |λ_{t-1}| in each of `BINS`."""
 
     fractions: Tensor
-    """(layers, heads, bins) in float64; a layer's heads beyond its own, and a layer without a system, hold NaN."""
+    """(layers, heads, bins) in float64; a layer's heads beyond its own, and a layer without eigenvalues, hold NaN."""
     realisations: list[str | None]
     """Realisation that the eigenvalues of each layer belong to; None where a layer has none."""
+    reasons: list[str | None]
+    """Why a layer has no eigenvalues to show; None where it has."""
 
     @property
     def mean(self) -> Tensor:
@@ -80,14 +82,26 @@ def initial_spectrum(
 
 
 def _histogram(systems: list[DSFSystem | SoftmaxSystem | None]) -> SpectrumHistogram:
-    spectra = [None if system is None else system.eigenvalues() for system in systems]
+    found = [_spectrum(system) for system in systems]
+    spectra = [spectrum if isinstance(spectrum, Spectrum) else None for spectrum in found]
     heads = max((spectrum.values.shape[2] for spectrum in spectra if spectrum is not None), default=1)
     fractions = torch.full((len(spectra), heads, len(BINS)), math.nan, dtype=torch.float64)
     for layer, spectrum in enumerate(spectra):
         if spectrum is not None:
             for head, values in enumerate(spectrum.values.abs().unbind(2)):
                 fractions[layer, head] = _fractions(values)
-    return SpectrumHistogram(fractions, [None if spectrum is None else spectrum.realisation for spectrum in spectra])
+    realisations = [None if spectrum is None else spectrum.realisation for spectrum in spectra]
+    return SpectrumHistogram(fractions, realisations, [None if isinstance(s, Spectrum) else s for s in found])
+
+
+def _spectrum(system: DSFSystem | SoftmaxSystem | None) -> Spectrum | str:
+    """Return a layer's eigenvalues, or why there are none."""
+    if system is None:
+        return "its state is no linear function of the past state"
+    try:
+        return system.eigenvalues()
+    except DSFSystemError as error:
+        return str(error)
 
 
 def _fractions(magnitudes: Tensor) -> Tensor:

@@ -29,10 +29,9 @@ from ..backbone import (
     DSFForTokenClassification,
     DSFMixer,
     DSFModel,
+    init_time_step_bias,
     register_architecture,
-    softplus_inverse,
 )
-from ..errors import require
 from ..system import DSFSystem
 from ..transitions import DeltaRule
 
@@ -69,21 +68,10 @@ class GatedDeltaNetConfig(DSFConfig):
     a_init_range: list[float | int] | tuple[float | int, ...] = (1.0, 16.0)
     """Range from which a = exp(A_log) is drawn at initialisation."""
 
-    def fill_defaults(self) -> None:
-        """Replace None by the default that depends on other fields, and ranges by lists, as JSON gives them back."""
-        super().fill_defaults()
-        self.a_init_range = list(self.a_init_range)
-
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
         super().validate_architecture()
-        self._require_positive("time_step_min", "time_step_max")
-        require(
-            self.time_step_min <= self.time_step_max,
-            "time_step_min",
-            self.time_step_min,
-            f"must be at most time_step_max={self.time_step_max}.",
-        )
+        self._require_order("time_step_min", "time_step_max")
         self._require_range("a_init_range", "positive and finite", math.ulp(0.0), sys.float_info.max)
 
 
@@ -124,9 +112,7 @@ class GatedDeltaNetMixer(DSFMixer):
         config = self.config
         init.uniform_(self.A_log, *config.a_init_range)
         init.copy_(self.A_log, self.A_log.log())
-        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-        init.uniform_(self.dt_bias, low, high)
-        init.copy_(self.dt_bias, softplus_inverse(self.dt_bias.exp()))
+        init_time_step_bias(self.dt_bias, config.time_step_min, config.time_step_max)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return q, k, v side by side for the convolution, and W_α u and W_β u (b, t, 2·h), which it does not see."""

@@ -90,7 +90,8 @@ class HybridConfig(DSFConfig):
             bool(self.mixers),
             "mixers",
             self.mixers,
-            f"name one architecture for each layer; choose from {', '.join(self._choices())}.",
+            'name one architecture for each layer, as in ["ssd", "softmax_attention"]; choose from '
+            f"{', '.join(self._choices())}.",
         )
         self.mixers = list(self.mixers)
         self.mixer_options = dict(self.mixer_options or {})
@@ -135,8 +136,11 @@ class HybridConfig(DSFConfig):
                 chosen[key] = copy.deepcopy(getattr(self, key))
         if self.position_embedding == "rope" and not config_class.uses_rope:
             chosen["position_embedding"] = "none"
+        options = copy.deepcopy(self.mixer_options.get(name, {}))
+        if not (chosen | options).get("conv_kernel", config_class.conv_kernel):
+            chosen.pop("conv_bias", None)
         try:
-            config = config_class(**chosen | copy.deepcopy(self.mixer_options.get(name, {})))
+            config = config_class(**chosen | options)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         config._attn_implementation_internal = self.__dict__.get("_attn_implementation_internal")

@@ -8,7 +8,7 @@ Source: Orvieto et al. 2023, "Resurrecting Recurrent Neural Networks for Long Se
 """
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -49,8 +49,6 @@ class LRUConfig(TimeInvariantConfig):
 
     num_heads: int = 1
     """Always 1: all channels drive all states."""
-    channel_mixer: Literal["none", "mlp", "swiglu", "geglu"] = "mlp"
-    """Token-wise network after the mixer; without one, nothing but norms keeps the model from being linear in time."""
     state_size: int = 128
     """Number N of complex states of the whole layer; the cache holds 2N numbers."""
     r_min: float | int = 0.9
@@ -105,7 +103,7 @@ class LRUMixer(TimeInvariantMixer):
         init.copy_(self.theta_log, self.theta_log.clamp(min=tiny).log())
         init.copy_(self.gamma_log, 0.5 * (-torch.expm1(-2 * self.nu_log.exp())).clamp(min=tiny).log())
         init.normal_(self.B, std=(2 * config.inner_size) ** -0.5)
-        for C in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+        for C in self.read_outs():
             init.normal_(C, std=config.state_size**-0.5)
         init.normal_(self.D)
 
@@ -139,12 +137,11 @@ class LRUMixer(TimeInvariantMixer):
         with torch.no_grad():
             for parameter in (self.nu_log, self.theta_log):
                 parameter.fill_(LOG_ZERO)
-            for parameter in (self.gamma_log, self.B, self.C, self.C_reverse):
-                if parameter is not None:
-                    parameter.zero_()
-            self.B[states, 0, chosen] = self.C[chosen, states, 0] = 1.0
-            if self.C_reverse is not None:
-                self.C_reverse[chosen, states, 0] = 1.0
+            for parameter in (self.gamma_log, self.B, *self.read_outs()):
+                parameter.zero_()
+            self.B[states, 0, chosen] = 1.0
+            for C in self.read_outs():
+                C[chosen, states, 0] = 1.0
             self.D.copy_(~sums)
             self.in_proj.weight.copy_(torch.eye(len(sums)))
 

@@ -27,9 +27,9 @@ from ..backbone import (
     DSFModel,
     TimeInvariantConfig,
     TimeInvariantMixer,
+    init_log_uniform,
     register_architecture,
 )
-from ..errors import require
 from ..system import DSFSystem
 from ..transitions import bilinear_dplr, hippo_legs_modes
 
@@ -65,32 +65,27 @@ class S4Config(TimeInvariantConfig):
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
         super().validate_architecture()
-        require(
-            self.state_size % 2 == 0,
-            "state_size",
-            self.state_size,
-            "states come in conjugate pairs: give an even number.",
-        )
+        self._require_pairs()
         self._require_order("time_step_min", "time_step_max")
 
 
 class S4Mixer(TimeInvariantMixer):
     """Maps u to d channels by one projection and runs a constant DPLR system on each."""
 
-    transition_parameters: ClassVar[tuple[str, ...]] = ("Lambda_re", "Lambda_im", "P", "B", "D", "log_step")
+    transition_parameters: ClassVar[tuple[str, ...]] = ("A_re", "A_im", "P", "B", "D", "log_dt")
 
     def __init__(self, config: S4Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         channels, modes = config.inner_size, config.state_size // 2
         self.in_proj = nn.Linear(config.hidden_size, channels, bias=config.use_bias)
-        self.Lambda_re = nn.Parameter(torch.empty(channels, modes))
-        self.Lambda_im = nn.Parameter(torch.empty(channels, modes))
+        self.A_re = nn.Parameter(torch.empty(channels, modes))
+        self.A_im = nn.Parameter(torch.empty(channels, modes))
         self.P = nn.Parameter(torch.empty(channels, modes, 2))
         self.B = nn.Parameter(torch.empty(channels, modes, 2))
         self.C = nn.Parameter(torch.empty(channels, modes, 2))
         self.C_reverse = nn.Parameter(torch.empty_like(self.C)) if config.bidirectional else None
         self.D = nn.Parameter(torch.empty(channels))
-        self.log_step = nn.Parameter(torch.empty(channels))
+        self.log_dt = nn.Parameter(torch.empty(channels))
 
     @classmethod
     def conv_width(cls, config: S4Config) -> int:
@@ -107,14 +102,14 @@ class S4Mixer(TimeInvariantMixer):
         config = self.config
         frequencies, P = hippo_legs_modes(config.state_size)
         pairs = torch.stack([P, torch.zeros_like(P)], dim=-1)
-        init.constant_(self.Lambda_re, -0.5)
-        init.copy_(self.Lambda_im, frequencies.expand_as(self.Lambda_im))
+        init.constant_(self.A_re, -0.5)
+        init.copy_(self.A_im, frequencies.expand_as(self.A_im))
         init.copy_(self.P, pairs.expand_as(self.P))
         init.copy_(self.B, (math.sqrt(2) * pairs).expand_as(self.B))
-        for C in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+        for C in self.read_outs():
             init.normal_(C, std=math.sqrt(0.5))
         init.ones_(self.D)
-        init.uniform_(self.log_step, math.log(config.time_step_min), math.log(config.time_step_max))
+        init_log_uniform(self.log_dt, config.time_step_min, config.time_step_max)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return the inner input for the convolution."""
@@ -122,8 +117,8 @@ class S4Mixer(TimeInvariantMixer):
 
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
         """Return the discretised constant system of each channel, its Λ in float64."""
-        poles = torch.stack([self.Lambda_re.clamp(max=SLOWEST), self.Lambda_im], dim=-1)
-        transition, B_hn = bilinear_dplr(poles, self.P, self.B, self.log_step.exp())
+        poles = torch.stack([self.A_re.clamp(max=SLOWEST), self.A_im], dim=-1)
+        transition, B_hn = bilinear_dplr(poles, self.P, self.B, self.log_dt.exp())
         return DSFSystem(
             u=conv_out[..., None],
             B=B_hn[None, None].to(conv_out.dtype),

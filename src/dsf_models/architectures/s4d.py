@@ -27,9 +27,9 @@ from ..backbone import (
     DSFModel,
     TimeInvariantConfig,
     TimeInvariantMixer,
+    init_log_uniform,
     register_architecture,
 )
-from ..errors import require
 from ..system import DSFSystem
 from ..transitions import Discretized, discretize
 
@@ -52,8 +52,6 @@ class S4DConfig(TimeInvariantConfig):
 
     num_heads: int = 1
     """Always 1: every channel is a system of its own."""
-    channel_mixer: Literal["none", "mlp", "swiglu", "geglu"] = "mlp"
-    """Token-wise network after the mixer; without one, nothing but norms keeps the model from being linear in time."""
     a_init: Literal["lin", "inv", "real"] = "lin"
     """Start of the poles a_k; "real" ones stay real. Complex ones come in pairs: state_size / 2 of them per channel."""
     discretization: Literal["zoh", "bilinear"] = "zoh"
@@ -67,12 +65,8 @@ class S4DConfig(TimeInvariantConfig):
         """Raise where sizes or options do not fit together."""
         super().validate_architecture()
         self._require_order("time_step_min", "time_step_max")
-        require(
-            self.a_init == "real" or self.state_size % 2 == 0,
-            "state_size",
-            self.state_size,
-            'complex poles come in conjugate pairs: choose an even number, or a_init="real".',
-        )
+        if self.a_init != "real":
+            self._require_pairs('choose an even number, or a_init="real".')
 
 
 class S4DMixer(TimeInvariantMixer):
@@ -112,8 +106,8 @@ class S4DMixer(TimeInvariantMixer):
             lin, inv = math.pi * k, config.state_size / math.pi * (config.state_size / (2 * k + 1) - 1)
             init.constant_(self.A_re_log, math.log(0.5))
             init.copy_(self.A_im, (lin if config.a_init == "lin" else inv).expand_as(self.A_im))
-        init.uniform_(self.log_dt, math.log(config.time_step_min), math.log(config.time_step_max))
-        for C in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+        init_log_uniform(self.log_dt, config.time_step_min, config.time_step_max)
+        for C in self.read_outs():
             init.normal_(C, std=C.shape[2] ** -0.5)
         init.ones_(self.D)
 

@@ -26,6 +26,7 @@ from ..backbone import (
     DSFModel,
     TimeInvariantConfig,
     TimeInvariantMixer,
+    init_log_uniform,
     register_architecture,
 )
 from ..errors import require
@@ -51,8 +52,6 @@ class S5Config(TimeInvariantConfig):
 
     num_heads: int = 1
     """Always 1: all channels drive all states."""
-    channel_mixer: Literal["none", "mlp", "swiglu", "geglu"] = "mlp"
-    """Token-wise network after the mixer; without one, nothing but norms keeps the model from being linear in time."""
     state_size: int = 256
     """Size N of the whole state, conjugate eigenvalues included; even."""
     num_blocks: int | None = None
@@ -74,12 +73,7 @@ class S5Config(TimeInvariantConfig):
         """Raise where sizes or options do not fit together."""
         super().validate_architecture()
         self._require_order("time_step_min", "time_step_max")
-        require(
-            self.state_size % 2 == 0,
-            "state_size",
-            self.state_size,
-            "complex eigenvalues come in conjugate pairs: choose an even number.",
-        )
+        self._require_pairs()
         require(
             self.num_blocks > 0 and self.state_size % (2 * self.num_blocks) == 0,
             "num_blocks",
@@ -123,11 +117,11 @@ class S5Mixer(TimeInvariantMixer):
         V = torch.block_diag(*[V] * config.num_blocks)
         init.constant_(self.A_re_log, math.log(0.5))
         init.copy_(self.A_im, frequencies.repeat(config.num_blocks))
-        init.uniform_(self.log_dt, math.log(config.time_step_min), math.log(config.time_step_max))
+        init_log_uniform(self.log_dt, config.time_step_min, config.time_step_max)
         width, size = config.inner_size, config.state_size
         B = torch.randn(size, width, dtype=torch.float64) / math.sqrt(width)
         init.copy_(self.B, torch.view_as_real(V.mH @ B.to(V.dtype)).movedim(-1, 1))
-        for parameter in (self.C,) if self.C_reverse is None else (self.C, self.C_reverse):
+        for parameter in self.read_outs():
             C = torch.randn(width, size, dtype=torch.float64) / math.sqrt(size)
             init.copy_(parameter, torch.view_as_real(C.to(V.dtype) @ V))
         init.normal_(self.D)

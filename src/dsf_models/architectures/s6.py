@@ -27,8 +27,8 @@ from ..backbone import (
     DSFMixer,
     DSFModel,
     activation_function,
+    init_time_step_bias,
     register_architecture,
-    softplus_inverse,
 )
 from ..errors import require
 from ..system import DSFSystem
@@ -87,6 +87,8 @@ class S6Config(DSFConfig):
         """Raise where sizes or options do not fit together."""
         super().validate_architecture()
         self._require_activation("conv_activation")
+        if not self.conv_kernel:
+            self._require_default("there is no convolution (conv_kernel=0)", "conv_activation")
         self._require_positive("time_step_rank", "time_step_min", "time_step_max", "time_step_floor")
         for name in ("time_step_min", "time_step_floor"):
             value = getattr(self, name)
@@ -129,8 +131,7 @@ class S6Mixer(DSFMixer):
         init.ones_(self.D)
         bound = config.time_step_rank**-0.5
         init.uniform_(self.dt_proj.weight, -bound, bound)
-        init.uniform_(self.dt_bias, math.log(config.time_step_min), math.log(config.time_step_max))
-        init.copy_(self.dt_bias, softplus_inverse(self.dt_bias.exp().clamp(min=config.time_step_floor)))
+        init_time_step_bias(self.dt_bias, config.time_step_min, config.time_step_max, config.time_step_floor)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return x (b, t, d) for the convolution."""

@@ -30,8 +30,8 @@ from ..backbone import (
     DSFForTokenClassification,
     DSFMixer,
     DSFModel,
+    init_time_step_bias,
     register_architecture,
-    softplus_inverse,
 )
 from ..errors import require
 from ..system import DSFSystem
@@ -77,13 +77,10 @@ class SSDConfig(DSFConfig):
     """Range from which a (or A, where decay="constant") is drawn at initialisation. Default: (1, 16), or (-8, -2)."""
 
     def fill_defaults(self) -> None:
-        """Replace None by the default that depends on other fields, and ranges by lists, as JSON gives them back."""
+        """Replace None by the default that depends on other fields."""
         super().fill_defaults()
         if self.a_init_range is None:
-            self.a_init_range = (1.0, 16.0) if self.decay == "selective" else (-8.0, -2.0)
-        self.a_init_range = list(self.a_init_range)
-        if self.time_step_limit is not None:
-            self.time_step_limit = list(self.time_step_limit)
+            self.a_init_range = [1.0, 16.0] if self.decay == "selective" else [-8.0, -2.0]
 
     @classmethod
     def minimal(cls, **fields: Any) -> "SSDConfig":
@@ -170,9 +167,7 @@ class SSDMixer(DSFMixer):
             init.copy_(self.A_log, self.A_log.log())
         else:
             init.uniform_(self.A, *config.a_init_range)
-        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-        init.uniform_(self.dt_bias, low, high)
-        init.copy_(self.dt_bias, softplus_inverse(self.dt_bias.exp()))
+        init_time_step_bias(self.dt_bias, config.time_step_min, config.time_step_max)
         init.ones_(self.D)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

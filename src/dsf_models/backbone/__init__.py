@@ -4,7 +4,7 @@ from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticA
 from .configuration import DSFConfig
 from .layers import activation_function
 from .layout import TokenLayout
-from .mixer import CacheShapes, DSFMixer, softplus_inverse
+from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
 from .modeling import (
     DSFBlock,
     DSFForCausalLM,
@@ -40,8 +40,9 @@ __all__ = [
     "activation_function",
     "checked_layer",
     "get_architecture",
+    "init_log_uniform",
+    "init_time_step_bias",
     "list_architectures",
     "register_architecture",
     "rotate",
-    "softplus_inverse",
 ]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from ..errors import did_you_mean, require
 
@@ -153,12 +153,13 @@ class DSFConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def fill_defaults(self) -> None:
-        """Replace None by the default that depends on other fields."""
+        """Replace None by the default that depends on other fields, and tuples by lists, as JSON gives them back."""
         self._fill_head_dim()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        if isinstance(self.channel_mixer_depth, tuple):
-            self.channel_mixer_depth = list(self.channel_mixer_depth)
+        for name in type(self).__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys():
+            if isinstance(getattr(self, name, None), tuple):
+                setattr(self, name, list(getattr(self, name)))
 
     def _fill_head_dim(self) -> None:
         self._require_positive("num_heads", "expand")
@@ -213,6 +214,9 @@ class DSFConfig(PreTrainedConfig):
     def validate_layer_type(self) -> None:
         """Accept the project's own cache layer types, which transformers' list does not hold."""
 
+    def validate_rope(self) -> None:
+        """Leave it to `_validate_positions`: transformers asks head_dim to be even, which is not what rotates here."""
+
     def validate_token_ids(self) -> None:
         """Raise where a special token lies outside the vocabulary."""
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -261,6 +265,8 @@ class DSFConfig(PreTrainedConfig):
             self.conv_kernel,
             "use 0 (none) or at least 2 taps.",
         )
+        if not self.conv_kernel:
+            self._require_default("there is no convolution (conv_kernel=0)", "conv_bias")
         self._require_activation("gate", allow_none=True)
 
     def _validate_channel_mixers(self) -> None:
@@ -288,6 +294,18 @@ class DSFConfig(PreTrainedConfig):
             True,
             'there is no channel mixer to put first: set channel_mixer to "mlp", "swiglu" or "geglu".',
         )
+        if self.channel_mixer != "mlp":
+            self._require_default(
+                f'only channel_mixer="mlp" has it; channel_mixer is {self.channel_mixer!r}', "hidden_act"
+            )
+        if self.channel_mixer == "none":
+            self._require_default('there is no channel mixer (channel_mixer="none")', "mlp_bias")
+            require(
+                self.intermediate_size == 4 * self.hidden_size,
+                "intermediate_size",
+                self.intermediate_size,
+                'there is no channel mixer (channel_mixer="none"): leave intermediate_size out.',
+            )
 
     def _validate_positions(self) -> None:
         limit = self.max_position_embeddings
@@ -311,6 +329,14 @@ class DSFConfig(PreTrainedConfig):
         )
         if self.position_embedding == "rope":
             self._validate_rope_parameters()
+        elif self.uses_rope:
+            given = {key: value for key, value in (self.rope_parameters or {}).items() if value is not None}
+            require(
+                given.items() <= {"rope_type": "default", "rope_theta": self.default_theta}.items(),
+                "rope_parameters",
+                given,
+                'nothing rotates: set position_embedding="rope", or leave rope_parameters out.',
+            )
 
     def _validate_rope_parameters(self) -> None:
         rope_type = self.rope_parameters["rope_type"]
@@ -320,17 +346,12 @@ class DSFConfig(PreTrainedConfig):
             self.rope_parameters,
             f"unknown rope_type; choose one of {', '.join(['default', *ROPE_INIT_FUNCTIONS])}.",
         )
+        self._validate_rope_keys(rope_type)
         require(
             self.max_position_embeddings is not None or rope_type in ("default", "linear", "proportional"),
             "max_position_embeddings",
             None,
             f"rope_type={rope_type!r} depends on the longest sequence: set it.",
-        )
-        require(
-            0 < self.rope_parameters["rope_theta"] < math.inf,
-            "rope_parameters",
-            self.rope_parameters,
-            "rope_theta must be positive and finite.",
         )
         share = self.rope_parameters.get("partial_rotary_factor") or 1.0
         require(
@@ -339,6 +360,30 @@ class DSFConfig(PreTrainedConfig):
             self.state_size,
             f"rotary positions rotate pairs of features: choose an even width (partial_rotary_factor is {share}).",
         )
+
+    def _validate_rope_keys(self, rope_type: str) -> None:
+        parameters, known = self.rope_parameters, list(RopeParameters.__annotations__)
+        for key, value in parameters.items():
+            hint = did_you_mean(key, known) or f"its keys are {', '.join(known)}."
+            require(key in known, "rope_parameters", parameters, f"unknown key {key!r}; {hint}")
+            numbers = value if isinstance(value, list | tuple) else [value]
+            lowest = 1.0 if key == "factor" else math.ulp(0.0)
+            fits = all(isinstance(x, int | float) and lowest <= x < math.inf for x in numbers)
+            fits = fits and not any(isinstance(x, bool) for x in numbers)
+            remedy = f"{key} must be {'at least 1' if key == 'factor' else 'positive'} and finite."
+            require(fits or value is None or key in ("rope_type", "truncate"), "rope_parameters", parameters, remedy)
+        try:
+            getattr(self, f"_validate_{rope_type}_rope_parameters")(
+                parameters, ignore_keys=self.ignore_keys_at_rope_validation
+            )
+        except KeyError as error:
+            require(False, "rope_parameters", parameters, f"{error.args[0]}: give them.")
+
+    def _require_default(self, why: str, *names: str) -> None:
+        """Raise where a field that would have no effect is not at its default."""
+        for name in names:
+            default = type(self).__dataclass_fields__[name].default
+            require(getattr(self, name) == default, name, getattr(self, name), f"{why}: leave {name} out.")
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
@@ -364,10 +409,11 @@ class DSFConfig(PreTrainedConfig):
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         fields = type(self).__dataclass_fields__
         allowed = _TRANSFORMERS_KEYS | set(GenerationConfig._get_default_generation_params()) | self._legacy_keys()
+        name = self.model_type.removeprefix("dsf_")
         for key in kwargs:
             if key in allowed or key.startswith("_") or key in self.attribute_map:
                 continue
-            hint = did_you_mean(key, fields) or "its fields are listed in the class's docstring."
+            hint = did_you_mean(key, fields) or f"`dsf-models fields {name}` lists its fields."
             raise ValueError(f"{key}={kwargs[key]!r}: {type(self).__name__} has no field {key!r}; {hint}")
 
     def _legacy_keys(self) -> set[str]:

@@ -5,6 +5,7 @@
 Letters: b batch, t time, h heads, p head width, d inner width h·p.
 """
 
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -264,6 +265,17 @@ class DSFMixer(nn.Module):
     ) -> DSFSystem | SoftmaxSystem | FilterSystem:
         """Return the system that `forward` would evaluate at these arguments (real tokens first in each row)."""
         return self.system_at(layout.gather(hidden), layout)
+
+
+def init_log_uniform(parameter: nn.Parameter, low: float, high: float) -> None:
+    """Draw the logarithm of a number that is log-uniform in [low, high]."""
+    init.uniform_(parameter, math.log(low), math.log(high))
+
+
+def init_time_step_bias(bias: nn.Parameter, low: float, high: float, floor: float = 0.0) -> None:
+    """Draw b_Δ so that Δ = softplus(b_Δ) is log-uniform in [low, high]; smaller values are raised to `floor`."""
+    init_log_uniform(bias, low, high)
+    init.copy_(bias, softplus_inverse(bias.exp().clamp(min=floor)))
 
 
 def softplus_inverse(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from .base import (
     expand_groups,
     map_floats,
     nonzero,
+    require_floats,
 )
 from .delta_rule import DeltaRule
 from .discretization import Discretization, Discretized, discretize
@@ -52,5 +53,6 @@ __all__ = [
     "map_floats",
     "multiply_pairs",
     "nonzero",
+    "require_floats",
     "rotate",
 ]

@@ -35,6 +35,17 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
+def require_floats(**tensors: Tensor | None) -> None:
+    """Raise unless all tensors that are given hold real floating-point numbers.
+
+    Raises:
+        DSFSystemError: one does not; the message names it and its dtype.
+    """
+    for name, value in tensors.items():
+        if value is not None and not value.is_floating_point():
+            raise DSFSystemError(f"{name} is {value.dtype}: give real floating-point numbers.")
+
+
 def nonzero(denominator: Tensor) -> Tensor:
     """Replace exact zeros by 1: a row whose weights all underflowed has a zero numerator too, and reads 0."""
     return denominator.masked_fill(denominator == 0, 1.0)

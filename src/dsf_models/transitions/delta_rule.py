@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, expand_groups, scores_by_recursion
+from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, expand_groups, require_floats, scores_by_recursion
 
 __all__ = ["DeltaRule"]
 
@@ -38,6 +38,7 @@ class DeltaRule(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `log_decay` and `beta` broadcast to (b, t, h) and `key` to (b, t, groups, n)."""
+        require_floats(log_decay=self.log_decay, key=self.key, beta=self.beta)
         for name in ("log_decay", "beta"):
             shape = tuple(getattr(self, name).shape)
             if len(shape) != 3 or not all(map(broadcasts, shape, (batch, length, num_heads))):

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .base import DSFSystemError, Transition, scores_by_recursion
+from .base import DSFSystemError, Transition, require_floats, scores_by_recursion
 from .interrupted import Interrupted, interrupt
 
 __all__ = ["DPLR", "bilinear_dplr", "multiply_pairs"]
@@ -40,6 +40,7 @@ class DPLR(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless n is even and the parameters are (h, n/2, 2), (h, n) and (h, n)."""
+        require_floats(diagonal=self.diagonal, left=self.left, right=self.right)
         if state_size % 2:
             raise DSFSystemError(
                 f"B has {state_size} states per channel; a DPLR Λ has pairs of them: give an even number."

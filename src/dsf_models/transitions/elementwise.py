@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import DSFSystemError, Transition, broadcasts, causal_mask
+from .base import DSFSystemError, Transition, broadcasts, causal_mask, require_floats
 
 __all__ = ["ElementwiseDecay"]
 
@@ -27,6 +27,7 @@ class ElementwiseDecay(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `decay` broadcasts to (b, t, h, p) and there is one state per channel."""
+        require_floats(decay=self.decay)
         shape = tuple(self.decay.shape)
         fits = len(shape) == 4 and broadcasts(shape[0], batch) and broadcasts(shape[1], length)
         if not fits or shape[2:] != (num_heads, head_dim):

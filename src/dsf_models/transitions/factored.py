@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG2_E, DSFSystemError, Transition, broadcasts, causal_mask
+from .base import LOG2_E, DSFSystemError, Transition, broadcasts, causal_mask, require_floats
 
 __all__ = ["FactoredDecay"]
 
@@ -35,6 +35,7 @@ class FactoredDecay(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `delta` broadcasts to (b, t, h, p) and `rate` to (h, n, p)."""
+        require_floats(delta=self.delta, rate=self.rate)
         self._check_shape("delta", (batch, length, num_heads, head_dim), "b, t, h, p")
         self._check_shape("rate", (num_heads, state_size, head_dim), "h, n, p")
 

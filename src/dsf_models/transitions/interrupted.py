@@ -33,6 +33,10 @@ class Interrupted(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `inner` fits and both masks are booleans (b|1, t)."""
+        if not self.inner.time_invariant:
+            raise DSFSystemError(
+                f"inner is a Λ of structure {self.inner.name!r} that depends on time: let its own mask() interrupt it."
+            )
         self.inner.check(batch, length, num_heads, state_size, head_dim)
         for name, mask in (("starts", self.starts), ("padded", self.padded)):
             shape = tuple(mask.shape)

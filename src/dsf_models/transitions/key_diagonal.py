@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, expand_groups, scores_by_recursion
+from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, expand_groups, require_floats, scores_by_recursion
 
 __all__ = ["KeyDiagonal"]
 
@@ -28,6 +28,7 @@ class KeyDiagonal(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `log_decay` broadcasts to (b, t, h, n) over groups of heads and `sign` has its shape."""
+        require_floats(log_decay=self.log_decay, sign=self.sign)
         shape = tuple(self.log_decay.shape)
         fits = len(shape) == 4 and all(map(broadcasts, shape[:2], (batch, length))) and shape[3] == state_size
         if not fits or shape[2] == 0 or num_heads % shape[2]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, scores_by_recursion
+from .base import LOG_ZERO, DSFSystemError, Transition, require_floats, scores_by_recursion
 from .interrupted import Interrupted, interrupt
 
 __all__ = ["Rotation", "rotate"]
@@ -39,6 +39,7 @@ class Rotation(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless the eigenvalues fit the heads and states."""
+        require_floats(log_radius=self.log_radius, angle=self.angle, sign=self.sign)
         shape = tuple(self.log_radius.shape)
         needed = f"({num_heads}|1, {state_size})" if self.angle is None else f"({num_heads}|1, {state_size} / 2)"
         per_pair = 1 if self.angle is None else 2

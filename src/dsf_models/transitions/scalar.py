@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, causal_mask
+from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, causal_mask, require_floats
 
 __all__ = ["Identity", "ScalarDecay"]
 
@@ -77,6 +77,7 @@ class ScalarDecay(Transition):
 
     def check(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> None:
         """Raise unless `log_decay` broadcasts to (b, t, h) and `sign` has its shape."""
+        require_floats(log_decay=self.log_decay, sign=self.sign)
         shape = tuple(self.log_decay.shape)
         if len(shape) != 3 or not all(map(broadcasts, shape, (batch, length, num_heads))):
             raise DSFSystemError(

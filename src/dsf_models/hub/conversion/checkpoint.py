@@ -51,7 +51,9 @@ def source_folder(source: str, revision: str | None = None) -> Path:
     wanted = ["config.json", "*.safetensors", _INDEX, *_CARRIED_OVER]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:
+        raise UsageError(f"source={source!r}: no such folder, and no name of a repository on the Hub.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"source={source!r}: no such folder, and the Hub does not give it out: {reason}") from error
 

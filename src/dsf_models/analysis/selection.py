@@ -17,7 +17,7 @@ import math
 
 from torch import Tensor
 
-from .errors import require
+from ..errors import require
 
 __all__ = ["hard_selection", "required_sharpness", "selection_error_bound", "selection_margin", "soft_selection"]
 

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Renews what the documents say about every architecture, from the registry: run it where dsf_models is installed.
+
+The table in README.md, and all of docs/architectures.md.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from dsf_models.analysis import ConfigField, architecture_rows, config_fields, markdown_table
+from dsf_models.backbone import DSFConfig, TimeInvariantConfig, get_architecture, list_architectures
+
+ROOT = Path(__file__).parents[1]
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "architectures.md"
+BEGIN, END = "<!-- architectures: made by scripts/tables.py -->\n", "<!-- end of architectures -->"
+HEAD = """# The architectures
+
+What each one computes, where it comes from, and what can be set. `dsf-models fields NAME` prints the same tables.
+A field that an architecture declares again, mostly for a default of its own, stands with that architecture.
+
+<!-- made by scripts/tables.py from the registry and the docstrings: change those, then run it -->
+"""
+
+
+def main() -> None:
+    """Renew both."""
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}{markdown_table(architecture_rows())}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(architectures_page(), encoding="utf-8")
+
+
+def architectures_page() -> str:
+    """Return the text of docs/architectures.md."""
+    parts = [HEAD, *map(_section, list_architectures())]
+    parts += ["## Fields of every architecture", _table(config_fields(DSFConfig))]
+    shared = [field for field in config_fields(TimeInvariantConfig) if field.owner is TimeInvariantConfig]
+    parts += ["## Fields of every time-invariant architecture", _table(shared)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _section(name: str) -> str:
+    config_class = get_architecture(name).config_class
+    own = [field for field in config_fields(config_class) if field.owner not in (DSFConfig, TimeInvariantConfig)]
+    note = (
+        "\n\nTime-invariant: it can also be two-sided or windowed."
+        if issubclass(config_class, TimeInvariantConfig)
+        else ""
+    )
+    docstring = inspect.getdoc(sys.modules[config_class.__module__])
+    return f"## `{name}`\n\n{docstring}{note}\n\n{_table(own)}"
+
+
+def _table(fields: Iterable[ConfigField]) -> str:
+    rows = [(field.name, f"`{field.shown}`", field.description) for field in fields]
+    return markdown_table(rows, ("field", "default", "meaning"))
+
+
+if __name__ == "__main__":
+    main()
