@@ -58,7 +58,7 @@ def test_the_sieve_has_the_rate_in_small(target, tokens):
 
 @pytest.mark.parametrize("tokens", [16, 64])
 def test_reading_positions_learns_nothing_of_the_piecewise_target(tokens):
-    """Numeric test 5: where importance decides, a sieve on positions stays near the variance, a sorting one does not."""
+    """Numeric test 5: where importance decides, a sieve on positions stays near the variance; one on ranks does not."""
     a = smooth.smoothness_exponents(4, 1.0, 1.0)
     f = smooth.unit_variance(smooth.draw_smooth_function(0, a, 7.0))
     assert position_error(f, a, tokens, 1024) > 0.95
