@@ -8,7 +8,7 @@ demo:  ## set up, train three small models on associative recall, evaluate them,
 test:  ## set up, lint, run the tests
 	scripts/test.sh
 
-test-slow:  ## set up, lint, run the tests that need a download or minutes: a pretrained model, converted
+test-slow:  ## set up, lint, run the tests that need a download or minutes: a pretrained model, trained selection, rates
 	scripts/test_slow.sh
 
 lint:  ## set up, check style and formatting

@@ -202,7 +202,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=list_architectures(), default=list_architectures())
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats of each measurement")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024, 4096, 16384], help="tokens of the curves")
+    parser.add_argument(
+        "--lengths",
+        nargs="*",
+        type=int,
+        default=[256, 1024, 4096, 16384],
+        help="tokens of the curves; none: bars alone",
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--figure", type=Path, help="PNG file: time and memory against length")
     return parser.parse_args()
@@ -221,6 +227,7 @@ def main() -> None:
         measure_curve(name, measure, SHAPE, arguments.lengths, arguments.repeats)
         for name in [*arguments.only, *PEERS]
         for measure in MEASURES
+        if arguments.lengths
     ]
     growth = scaling(
         curve
