@@ -14,12 +14,11 @@ from transformers.modeling_rope_utils import RopeParameters
 
 from ..backbone import (
     Architecture,
-    DSFBlock,
+    AttentionCapabilities,
     DSFConfig,
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
-    DSFMixer,
     DSFModel,
     get_architecture,
     list_architectures,
@@ -228,34 +227,25 @@ def _own_fields(config_class: type[DSFConfig]) -> dict[str, Any]:
     return {key: hint for key, hint in found.items() if get_origin(hint) is not ClassVar}
 
 
-class _HybridCapabilities:
-    """What transformers may ask of a model that may hold attention layers."""
-
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": DSFMixer}
-
-
-class HybridModel(_HybridCapabilities, DSFModel):
+class HybridModel(AttentionCapabilities, DSFModel):
     """Hybrid without a head."""
 
     config: HybridConfig
 
 
-class HybridForCausalLM(_HybridCapabilities, DSFForCausalLM):
+class HybridForCausalLM(AttentionCapabilities, DSFForCausalLM):
     """Hybrid language model."""
 
     config: HybridConfig
 
 
-class HybridForSequenceClassification(_HybridCapabilities, DSFForSequenceClassification):
+class HybridForSequenceClassification(AttentionCapabilities, DSFForSequenceClassification):
     """Hybrid sequence classifier."""
 
     config: HybridConfig
 
 
-class HybridForTokenClassification(_HybridCapabilities, DSFForTokenClassification):
+class HybridForTokenClassification(AttentionCapabilities, DSFForTokenClassification):
     """Hybrid token classifier."""
 
     config: HybridConfig

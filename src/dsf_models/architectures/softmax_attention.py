@@ -28,8 +28,8 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ..backbone import (
     Architecture,
+    AttentionCapabilities,
     CacheShapes,
-    DSFBlock,
     DSFConfig,
     DSFForCausalLM,
     DSFForSequenceClassification,
@@ -302,34 +302,25 @@ class SoftmaxAttentionMixer(DSFMixer):
         )
 
 
-class _SoftmaxAttentionCapabilities:
-    """What transformers may ask of a model whose mixers are softmax attention."""
-
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": SoftmaxAttentionMixer}
-
-
-class SoftmaxAttentionModel(_SoftmaxAttentionCapabilities, DSFModel):
+class SoftmaxAttentionModel(AttentionCapabilities, DSFModel):
     """Softmax attention without a head."""
 
     config: SoftmaxAttentionConfig
 
 
-class SoftmaxAttentionForCausalLM(_SoftmaxAttentionCapabilities, DSFForCausalLM):
+class SoftmaxAttentionForCausalLM(AttentionCapabilities, DSFForCausalLM):
     """Softmax-attention language model."""
 
     config: SoftmaxAttentionConfig
 
 
-class SoftmaxAttentionForSequenceClassification(_SoftmaxAttentionCapabilities, DSFForSequenceClassification):
+class SoftmaxAttentionForSequenceClassification(AttentionCapabilities, DSFForSequenceClassification):
     """Softmax-attention sequence classifier."""
 
     config: SoftmaxAttentionConfig
 
 
-class SoftmaxAttentionForTokenClassification(_SoftmaxAttentionCapabilities, DSFForTokenClassification):
+class SoftmaxAttentionForTokenClassification(AttentionCapabilities, DSFForTokenClassification):
     """Softmax-attention token classifier."""
 
     config: SoftmaxAttentionConfig

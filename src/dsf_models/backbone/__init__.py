@@ -6,6 +6,7 @@ from .layers import activation_function
 from .layout import TokenLayout
 from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
 from .modeling import (
+    AttentionCapabilities,
     DSFBlock,
     DSFForCausalLM,
     DSFForSequenceClassification,
@@ -20,6 +21,7 @@ from .time_invariant import TimeInvariantConfig, TimeInvariantMixer
 
 __all__ = [
     "Architecture",
+    "AttentionCapabilities",
     "CacheShapes",
     "DSFAttentionLayer",
     "DSFBlock",

@@ -49,6 +49,7 @@ from .positions import DSFRotaryEmbedding
 from .registry import get_architecture, mixer_class
 
 __all__ = [
+    "AttentionCapabilities",
     "DSFBlock",
     "DSFForCausalLM",
     "DSFForSequenceClassification",
@@ -196,6 +197,15 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
             if isinstance(module, DSFMixer):
                 names |= {f"{prefix}.{name}" for name in module.transition_parameters}
         return names
+
+
+class AttentionCapabilities:
+    """What transformers may ask of a model that may hold attention layers; stands before the model among the bases."""
+
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": DSFMixer}
 
 
 class DSFModel(DSFPreTrainedModel):
