@@ -309,6 +309,26 @@ def test_a_named_backend_asks_for_its_device_and_its_package(monkeypatch):
     assert choose_backend(drawn()).name == "torch"
 
 
+@pytest.mark.parametrize(
+    ("capability", "triton", "refuses"),
+    [(9, "3.3.1", False), (9, "3.4.0", True), (9, "3.7.0", True), (9, "3.7.1", False), (8, "3.6.0", False)],
+)
+def test_gradients_that_fla_refuses_are_left_to_torch(called, monkeypatch, capability, triton, refuses):
+    """fla-core says so in the backward pass alone, when it is too late to choose (measured on an H100, Triton 3.6)."""
+    monkeypatch.setattr(fla, "_gates_lack_gradients", fla._gates_lack_gradients.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    monkeypatch.setattr(fla.importlib.util, "find_spec", lambda name: object() if name == "triton" else None)
+    monkeypatch.setattr(fla.metadata, "version", lambda name: triton)
+    for structure, gated in [("scalar", True), ("delta_rule_at_B", True), ("key_diagonal", False)]:
+        with torch.enable_grad():
+            choice = choose_backend(drawn(structure=structure), "chunked")
+        assert (choice.name == "torch") == (refuses and gated)
+        assert ("upgrade triton" in choice.passed_over.get("fla", "")) == (refuses and gated)
+        with torch.no_grad():
+            assert choose_backend(drawn(structure=structure), "chunked").name == "fla"
+
+
 def test_a_missing_package_is_found_missing():
     assert "no_such_package" in imports.missing("no_such_package.module.function")
     assert imports.missing("math.sqrt") is None

@@ -18,10 +18,12 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
 
 from ...system import DSFSystem
@@ -58,6 +60,8 @@ TILE = 16
 """Widths of q, k and v are filled up to multiples of it: no tile of a tensor core is smaller."""
 WIDEST_KEY = 256
 """Most states per channel of the delta rule's kernels."""
+HOPPER = 9
+"""Compute capability of Hopper GPUs."""
 
 
 # ---- what is possible ------------------------------------------------------------------------------------------------
@@ -75,6 +79,12 @@ def obstacle(system: DSFSystem, mode: str) -> str | None:
         return f"fla-core has no operation for Λ of structure {system.transition.name!r}."
     if mode not in ops:
         return f"fla-core has no operation for mode={mode!r}: use one of {', '.join(map(repr, ops))}."
+    gated = mode == "chunked" and isinstance(system.transition, (ScalarDecay, DeltaRule))
+    if gated and torch.is_grad_enabled() and _gates_lack_gradients():
+        return (
+            "fla-core has no gradients of gates on Hopper GPUs with Triton from 3.4 to before 3.7.1, which computes "
+            "them wrongly: upgrade triton, install tilelang, or evaluate under torch.no_grad()."
+        )
     if isinstance(system.transition, DeltaRule):
         return _delta_rule_obstacle(system, system.transition, mode)
     return None
@@ -113,6 +123,15 @@ def _delta_rule_obstacle(system: DSFSystem, transition: DeltaRule, mode: str) ->
     if mode == "recurrent" and torch.is_grad_enabled():
         return 'its recurrent delta rule has no gradient: use mode="chunked", or torch.no_grad().'
     return None
+
+
+@functools.cache
+def _gates_lack_gradients() -> bool:
+    """Return whether fla-core refuses the gradients of gates here, which it says in the backward pass alone."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != HOPPER:
+        return False
+    triton = Version(metadata.version("triton")) if importlib.util.find_spec("triton") else Version("0")
+    return Version("3.4.0") <= triton < Version("3.7.1") and importlib.util.find_spec("tilelang") is None
 
 
 def _allows_tf32() -> bool:
