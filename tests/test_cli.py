@@ -110,7 +110,7 @@ def test_info_takes_bare_words_and_json(capsys):
         (["info", "sdd"], ["architecture='sdd'", "did you mean ssd"]),
         (["fields", "sdd"], ["architecture='sdd'", "did you mean ssd"]),
         (["info", "ssd", "--set", "bidirectional=true"], ["bidirectional=True", "dsf-models fields ssd"]),
-        (["info", "hybrid"], ["mixers=None", '["ssd", "softmax_attention"]']),
+        (["info", "hybrid", "--set", "mixers=[]"], ["mixers=[]", '["ssd", "softmax_attention"]']),
         (["info", "ssd", "--set", "hidden_size"], ["--set='hidden_size'", "FIELD=VALUE"]),
         (["info", "ssd", "--set", "=3"], ["--set='=3'", "FIELD=VALUE"]),
         (["info", "ssd", "--set", "hidden_siz=3"], ["hidden_siz=3", "hidden_size"]),

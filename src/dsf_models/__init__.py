@@ -11,6 +11,7 @@ from .backbone import DSFConfig, DSFMixer, list_architectures
 from .errors import NotADynamicalSystemError
 from .filters import FilterSystem
 from .system import DSFSystem, SoftmaxSystem
+from .version import __version__
 
 __all__ = [
     "DSFConfig",
@@ -19,7 +20,7 @@ __all__ = [
     "FilterSystem",
     "NotADynamicalSystemError",
     "SoftmaxSystem",
+    "__version__",
     "list_architectures",
     *architectures.__all__,
 ]
-__version__ = "0.1.0"

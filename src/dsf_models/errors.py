@@ -26,7 +26,7 @@ def suggest(name: object, known: Sequence[str]) -> str:
     return f"{did_you_mean(name, known)} choose from {', '.join(known)}".lstrip()
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return "did you mean a or b?" with the closest of the known names, or nothing where none is close."""
-    close = " or ".join(get_close_matches(str(name), list(known), n=2))
+def did_you_mean(name: object, known: Iterable[str], similarity: float = 0.6) -> str:
+    """Return "did you mean a or b?" with the closest of the known names, or nothing where none is that similar."""
+    close = " or ".join(get_close_matches(str(name), list(known), n=2, cutoff=similarity))
     return f"did you mean {close}?" if close else ""

@@ -50,7 +50,7 @@ class HybridConfig(DSFConfig):
     model_type: ClassVar[str] = "dsf_hybrid"
     uses_rope: ClassVar[bool] = True
 
-    mixers: list[str] | tuple[str, ...] | None = None
+    mixers: list[str] | tuple[str, ...] | None = ("ssd", "ssd", "ssd", "softmax_attention")
     """Architecture of each layer, by name."""
     mixer_options: dict[str, dict[str, Any]] | None = None
     """Fields of the architectures' own configurations, by the architecture's name."""

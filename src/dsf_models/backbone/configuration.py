@@ -3,14 +3,40 @@
 import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
+from packaging.version import Version
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers import __version__ as transformers_version
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.utils import logging
 
 from ..errors import did_you_mean, require
+from ..version import __version__
+from .migrations import VERSION_FIELD, is_newer, migrate
 
-__all__ = ["DSFConfig"]
+__all__ = ["MAX_LABELS", "MAX_LAYERS", "MAX_SIZE", "DSFConfig"]
+
+logger = logging.get_logger(__name__)
+
+MAX_SIZE = 2**24
+"""Largest value of any size in a configuration (16,777,216), so that no file can ask for memory beyond all reason."""
+MAX_LAYERS = 4096
+"""Most blocks of a model, and most hidden layers of a channel mixer."""
+MAX_LABELS = 2**20
+"""Most labels of a classifier (1,048,576)."""
+
+_LIMITS = {
+    "num_hidden_layers": MAX_LAYERS,
+    "channel_mixer_depth": MAX_LAYERS,
+    # Nothing of these sizes is made, or what is made has a limit of its own.
+    "max_position_embeddings": math.inf,
+    "sliding_window": math.inf,
+    "order": math.inf,
+}
+_CLOSE = 0.8
+"""How similar to a field a keyword of from_pretrained must be to count as misspelt and not as meant for another."""
 
 # Keys without a field of their own that transformers itself writes into config.json or passes to the constructor.
 _TRANSFORMERS_KEYS = frozenset(
@@ -139,12 +165,45 @@ class DSFConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     """Token or tokens that end a generated sequence."""
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from what a file holds, written by this version or by an earlier one.
+
+        Args:
+            config_dict: the file's content; left as it is.
+            kwargs: fields with the values that they shall have instead, and keywords of `PreTrainedConfig.from_dict`.
+
+        Returns:
+            The configuration; with return_unused_kwargs=True, and the keywords that are none of its attributes.
+
+        Raises:
+            ValueError: what the constructor refuses, a keyword that looks like a misspelt field, or a file that names
+                code of the Hub to run.
+        """
+        fields = migrate(config_dict)
+        _refuse_kernels(fields)
+        own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys() | cls.attribute_map.keys()
+        # Before construction and not after it, so that they are checked together and defaults follow from them.
+        changes = {key: kwargs.pop(key) for key in own & kwargs.keys()}
+        for key, value in kwargs.items():
+            hint = "" if hasattr(cls, key) else did_you_mean(key, own, _CLOSE)
+            require(not hint, key, value, f"{cls.__name__} has no field {key!r}; {hint}")
+        return super().from_dict(fields | changes, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, with the version that they belong to."""
+        return super().to_dict() | {VERSION_FIELD: __version__}
+
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("layer_types", None)
+        version = kwargs.pop(VERSION_FIELD, __version__)
         for alias, field in self.attribute_map.items():
             if alias in kwargs:
                 setattr(self, field, kwargs.pop(alias))
-        self._refuse_unknown(kwargs)
+        self._refuse_unknown(kwargs, version)
+        self._refuse_excess()
+        self._refuse_wrong_labels(kwargs.get("num_labels"))
+        self._refuse_wrong_dtype(self.dtype if self.dtype is not None else kwargs.get("torch_dtype"))
         self._require_positive("hidden_size")
         self.fill_defaults()
         super().__post_init__(**kwargs)
@@ -322,6 +381,12 @@ class DSFConfig(PreTrainedConfig):
             "a learned table needs its size: set max_position_embeddings.",
         )
         require(
+            self.position_embedding != "learned" or limit <= MAX_SIZE,
+            "max_position_embeddings",
+            limit,
+            f"a learned table can have at most {MAX_SIZE:,} rows.",
+        )
+        require(
             self.position_embedding != "rope" or self.uses_rope,
             "position_embedding",
             "rope",
@@ -406,16 +471,68 @@ class DSFConfig(PreTrainedConfig):
         hint = did_you_mean(value, [*ACT2FN, "none"]) or "give a name that transformers knows, such as silu or gelu."
         require(known, name, value, f"unknown activation; {hint}")
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def _refuse_unknown(self, kwargs: dict[str, Any], version: object) -> None:
+        """Raise where a keyword is neither a field nor one of transformers' own; `version` wrote the fields."""
         fields = type(self).__dataclass_fields__
         allowed = _TRANSFORMERS_KEYS | set(GenerationConfig._get_default_generation_params()) | self._legacy_keys()
-        name = self.model_type.removeprefix("dsf_")
+        name, newer = self.model_type.removeprefix("dsf_"), is_newer(version)
         for key in kwargs:
             if key in allowed or key.startswith("_") or key in self.attribute_map:
                 continue
             hint = did_you_mean(key, fields) or f"`dsf-models fields {name}` lists its fields."
+            if key == "per_layer_config":
+                hint = 'where layers differ, use the architecture "hybrid" and its mixer_options.'
+            elif newer:
+                hint = f"the file was written by dsf_models {version}, and this is {__version__}: upgrade dsf_models."
+            elif self._is_of_later_transformers(key, fields):
+                logger.warning_once(f"{key}={kwargs[key]!r} is of a later transformers, and has no effect here.")
+                continue
             raise ValueError(f"{key}={kwargs[key]!r}: {type(self).__name__} has no field {key!r}; {hint}")
+        if newer:
+            logger.warning_once(
+                f"a configuration of dsf_models {version} is read by {__version__}: upgrade dsf_models."
+            )
+
+    def _is_of_later_transformers(self, key: str, fields: Any) -> bool:
+        """Whether a key without a field was added by a version of transformers later than the one that reads it."""
+        later = self.transformers_version and Version(self.transformers_version) > Version(transformers_version)
+        return bool(later) and not did_you_mean(key, fields, _CLOSE)
+
+    def _refuse_excess(self) -> None:
+        """Raise where a size is beyond all reason, before anything of that size is made."""
+        for name in type(self).__dataclass_fields__:
+            value, limit = getattr(self, name, None), _LIMITS.get(name, MAX_SIZE)
+            sizes = value if isinstance(value, list | tuple) else [value]
+            fits = all(size <= limit for size in sizes if isinstance(size, int) and not name.endswith("_token_id"))
+            require(fits, name, value, f"must be at most {limit:,}.")
+
+    def _refuse_wrong_labels(self, num_labels: object) -> None:
+        """Raise where transformers would make too many labels, or stumble over their numbers."""
+        fits = num_labels is None or (isinstance(num_labels, int) and 0 <= num_labels <= MAX_LABELS)
+        require(fits, "num_labels", num_labels, f"give a number from 0 to {MAX_LABELS:,}.")
+        numbers = [str(key) for key in self.id2label or ()]
+        fits = all(number.isdecimal() for number in numbers)
+        require(fits, "id2label", self.id2label, "its keys must be the numbers of the labels, from 0 on.")
+
+    def _refuse_wrong_dtype(self, dtype: object) -> None:
+        known = dtype is None or isinstance(
+            getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype
+        )
+        require(known, "dtype", dtype, 'give a type of torch by name, such as "bfloat16", or None.')
 
     def _legacy_keys(self) -> set[str]:
         """Spellings that transformers' own conversions accept for fields of this configuration."""
         return {"rope_theta", "rope_scaling", "partial_rotary_factor"} if self.uses_rope else set()
+
+
+def _refuse_kernels(fields: dict[str, Any]) -> None:
+    """Raise where a file names a kernel of the Hub, which transformers would download and run."""
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
+        value = fields.get(key)
+        names = value.values() if isinstance(value, dict) else [value]
+        require(
+            not any(isinstance(name, str) and ("/" in name or ":" in name) for name in names),
+            key,
+            value,
+            f"a file cannot choose code of the Hub: remove {key}, and pass attn_implementation to from_pretrained.",
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
@@ -29,6 +29,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import did_you_mean, require
+from .checkpoint import check_files, check_index, damaged_file
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
 from .generation import DSFGenerationMixin
@@ -161,18 +162,35 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
 
         Raises:
             ValueError: use_safetensors=False; unpickling a .bin file can run any code that somebody put into it.
-            OSError: there is no safetensors file, or one is damaged.
+            OSError: there is no safetensors file, one is damaged, or the files do not belong to the configuration.
         """
         if kwargs.pop("use_safetensors", None) is False:
             raise ValueError(
                 "use_safetensors=False: only safetensors files are loaded, since unpickling can run foreign code; "
                 "convert the file with safetensors.torch.save_file."
             )
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        for index in sorted(folder.glob("*.safetensors.index.json")) if pretrained_model_name_or_path else ():
+            check_index(index)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
         except SafetensorError as error:
-            name = _damaged_file(pretrained_model_name_or_path) or pretrained_model_name_or_path
+            name = damaged_file(pretrained_model_name_or_path) or pretrained_model_name_or_path
             raise OSError(f"{name} is damaged or cut off ({error}): copy or download it again.") from error
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: "DSFPreTrainedModel",
+        state_dict: dict[str, Tensor] | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # Where transformers has found the files, on the Hub or here, and built the model on the meta device.
+        if state_dict is None:
+            check_files(model, checkpoint_files or [], load_config.is_quantized)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # In code from outside transformers, modules without parameters of their own are passed over, lest loaded
@@ -614,14 +632,3 @@ def _check_keywords(kwargs: dict[str, Any]) -> None:
         raise ValueError(
             "is_causal=False: the configuration says whether outputs depend on later tokens; leave is_causal out."
         )
-
-
-def _damaged_file(folder: str | Path) -> Path | None:
-    """Return the first safetensors file of a local folder that cannot be opened."""
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError:
-            return path
-    return None
