@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -26,29 +26,27 @@ def check_index(index: Path) -> None:
         OSError: the index is no JSON of an index, or a file's name leads elsewhere; the message names it.
     """
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{index} is no index of a sharded checkpoint ({error!r}): copy or download it again.") from error
-    for name in names:
-        plain = isinstance(name, str) and name == os.path.basename(name) and "\\" not in name and name.endswith(SUFFIX)
-        if not plain:
-            raise OSError(
-                f"{index} has {name!r} in its weight_map: the files of a checkpoint are {SUFFIX} files in the folder of "
-                "their index. Do not load it if you did not write it yourself."
-            )
+    _check_names(names, str(index))
 
 
-def check_files(model: nn.Module, files: Sequence[str], quantized: bool) -> None:
+def check_files(
+    model: nn.Module, files: Sequence[str], weight_map: Mapping[str, object] | None = None, quantized: bool = False
+) -> None:
     """Raise where files are no safetensors files, or far too small for the parameters that a model still lacks.
 
     Args:
         model: the model to be loaded; parameters to be allocated are on the meta device.
         files: the files to be read.
+        weight_map: the file of each parameter as the index of a sharded checkpoint names it.
         quantized: whether they hold quantised parameters.
 
     Raises:
         OSError: the message names the file, or both sizes.
     """
+    _check_names((weight_map or {}).values(), "the index of the checkpoint")
     for file in files:
         if not file.endswith(SUFFIX):
             raise OSError(f"{file}: only {SUFFIX} files are loaded, since unpickling can run foreign code.")
@@ -61,6 +59,16 @@ def check_files(model: nn.Module, files: Sequence[str], quantized: bool) -> None
             "config.json does not belong to them. Copy or download both again; to train a new model of this size, "
             "build it with from_config."
         )
+
+
+def _check_names(names: Iterable[object], index: str) -> None:
+    for name in names:
+        plain = isinstance(name, str) and name == os.path.basename(name) and "\\" not in name and name.endswith(SUFFIX)
+        if not plain:
+            raise OSError(
+                f"{index} has {name!r} in its weight_map, which must name {SUFFIX} files in the index's own folder: "
+                "do not load it if you did not write it yourself."
+            )
 
 
 def damaged_file(folder: str | Path) -> Path | None:

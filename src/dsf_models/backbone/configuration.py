@@ -510,9 +510,9 @@ class DSFConfig(PreTrainedConfig):
         """Raise where transformers would make too many labels, or stumble over their numbers."""
         fits = num_labels is None or (isinstance(num_labels, int) and 0 <= num_labels <= MAX_LABELS)
         require(fits, "num_labels", num_labels, f"give a number from 0 to {MAX_LABELS:,}.")
-        numbers = [str(key) for key in self.id2label or ()]
-        fits = all(number.isdecimal() for number in numbers)
-        require(fits, "id2label", self.id2label, "its keys must be the numbers of the labels, from 0 on.")
+        names = {} if self.id2label is None else self.id2label
+        fits = isinstance(names, dict) and all(str(key).isdecimal() for key in names)
+        require(fits, "id2label", names, "give a dictionary from the numbers of the labels to their names.")
 
     def _refuse_wrong_dtype(self, dtype: object) -> None:
         known = dtype is None or isinstance(

@@ -189,7 +189,8 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
     ) -> Any:
         # Where transformers has found the files, on the Hub or here, and built the model on the meta device.
         if state_dict is None:
-            check_files(model, checkpoint_files or [], load_config.is_quantized)
+            weight_map = (load_config.sharded_metadata or {}).get("weight_map")
+            check_files(model, checkpoint_files or [], weight_map, load_config.is_quantized)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -627,7 +628,11 @@ def _check_keywords(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in _FORWARD_KEYWORDS:
             hint = did_you_mean(name, _HINTED_KEYWORDS) or "leave it out."
+            if name in _HINTED_KEYWORDS:
+                hint = "only a model with another head has it."
             raise TypeError(f"forward got an unknown keyword {name!r}; {hint}")
+    if kwargs.get("output_router_logits"):
+        raise ValueError("output_router_logits=True: no architecture here has routers; leave output_router_logits out.")
     if kwargs.get("is_causal") is False:
         raise ValueError(
             "is_causal=False: the configuration says whether outputs depend on later tokens; leave is_causal out."
