@@ -1,13 +1,16 @@
 """What a model is given wrongly is refused: the message names what was given, its value and the remedy."""
 
+import inspect
 import re
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import DynamicCache, StaticCache
+from transformers.utils import TransformersKwargs
 
 from dsf_models import list_architectures
+from dsf_models.backbone import DSFForCausalLM, DSFForSequenceClassification, DSFForTokenClassification, DSFModel
 from tests import contract
 from tests.contract import CACHE_NAME, HEADS, fresh, new_cache, sequences, shared, small_config
 
@@ -16,8 +19,11 @@ every_architecture = pytest.mark.parametrize("name", list_architectures())
 every_head = pytest.mark.parametrize("head", HEADS)
 
 
-def ids(length=LENGTH, rows=2):
-    return torch.stack(sequences((length,) * rows))
+unknown_keywords = pytest.mark.feature("Unknown keywords of forward are errors")
+
+
+def ids(length=LENGTH, rows=2, seed=0):
+    return torch.stack(sequences((length,) * rows, seed))
 
 
 def model_of(name, case="default", head="causal_lm"):
@@ -187,6 +193,7 @@ def test_longer_than_the_learned_positions(name):
 
 @every_architecture
 @every_head
+@unknown_keywords
 def test_unknown_keywords_offer_the_closest(name, head):
     model = model_of(name, head=head)
     for wrong, right in (
@@ -244,3 +251,97 @@ def test_generation_from_a_filled_cache_with_a_pad_at_the_end(name):
     mask[0, -1] = 0
     with pytest.raises(ValueError, match=r"attention_mask marks the last token .* Pad on the left"):
         model.generate(ids(LENGTH + 2), attention_mask=mask, max_new_tokens=2, pad_token_id=0, **cache)
+
+
+@every_architecture
+@every_head
+@unknown_keywords
+def test_keywords_of_another_head(name, head):
+    model = model_of(name, head=head)
+    own = inspect.signature(type(model).forward).parameters
+    for key in ("labels", "logits_to_keep", "label_alignment"):
+        if key not in own and not (head == "causal_lm" and key == "label_alignment"):
+            message = refusal(model, TypeError, ids(), **{key: None})
+            assert f"unknown keyword '{key}'; only a model with another head has it" in message
+
+
+WITHOUT_EFFECT = {
+    "model": {"num_items_in_batch"},
+    "sequence_classification": {"num_items_in_batch"},
+    "token_classification": {"use_cache"},
+}
+"""Keywords that a model takes since callers of every model pass them, and has no use for; documented as such."""
+OF_FLASH_ATTENTION = {"cu_seq_lens_k", "max_length_q", "max_length_k"}
+"""Keywords that name the same documents as cu_seq_lens_q, in the form that one attention backend asks for."""
+REFUSED = {"is_causal": False, "output_router_logits": True}
+
+
+def keywords(model):
+    """Return every keyword that a model takes, each at a value that must change the outputs, by its name."""
+    embeds = torch.randn(2, LENGTH, 16, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]] * 2)
+    labels = {"labels": torch.tensor([1, 0]) if isinstance(model, DSFForSequenceClassification) else ids()}
+    labels["labels"] = labels["labels"] % 2 if isinstance(model, DSFForTokenClassification) else labels["labels"]
+    found = {
+        "input_ids": ({"input_ids": ids(seed=3)}, {}),
+        "inputs_embeds": ({"input_ids": None, "inputs_embeds": embeds}, {}),
+        "attention_mask": ({"attention_mask": mask}, {}),
+        "position_ids": ({"position_ids": positions}, {}),
+        "seq_idx": ({"seq_idx": torch.tensor([[0, 0, 0, 1, 1, 1]] * 2)}, {}),
+        "cu_seq_lens_q": ({"input_ids": ids()[:1], "cu_seq_lens_q": torch.tensor([0, 3, 6])}, {"input_ids": ids()[:1]}),
+        "past_key_values": ({"past_key_values": filled_cache(model)}, {}),
+        "cache": ({"cache": filled_cache(model)}, {}),
+        "use_cache": ({"use_cache": False}, {}),
+        "labels": (labels, {}),
+        "logits_to_keep": ({"logits_to_keep": 2}, {}),
+        "label_alignment": (labels | {"label_alignment": "same"}, labels),
+        "num_items_in_batch": (labels | {"num_items_in_batch": 3}, labels),
+        "output_hidden_states": ({"output_hidden_states": True}, {}),
+        "return_dict": ({"return_dict": False}, {}),
+    }
+    return {key: value for key, value in found.items() if key in accepted(model)}
+
+
+def filled_cache(model):
+    """Return the state after a few tokens."""
+    cache = new_cache(model)
+    model(ids(seed=5), use_cache=True, **cache)
+    return cache[CACHE_NAME]
+
+
+def accepted(model):
+    """Return the names of all keywords that a model takes: those of transformers, and those it declares."""
+    own = set(inspect.signature(type(model).forward).parameters) | set(inspect.signature(DSFModel.forward).parameters)
+    extra = {"return_dict"} | ({"label_alignment"} if isinstance(model, DSFForCausalLM) else set())
+    return (own | extra | TransformersKwargs.__annotations__.keys()) - {"self", "kwargs"}
+
+
+def seen(model, inputs):
+    """Return what a call puts out, as far as it can be compared."""
+    outputs = model(**{"input_ids": ids()} | inputs)
+    if isinstance(outputs, tuple):
+        return "a tuple"
+    return {
+        key: value.tolist() if isinstance(value, torch.Tensor) else str(type(value)) for key, value in outputs.items()
+    }
+
+
+@every_architecture
+@every_head
+@unknown_keywords
+@torch.no_grad()
+def test_no_keyword_is_swallowed(name, head):
+    """Each keyword that a model takes changes what it puts out, is refused, or is documented to have no effect."""
+    model = shared(name, "default", torch.float32, head)
+    found, spare = keywords(model), WITHOUT_EFFECT.get(head, set())
+    attends = {"output_attentions"}  # tests of attention weights look at it
+    assert accepted(model) - found.keys() == OF_FLASH_ATTENTION | REFUSED.keys() | attends
+    for key, (changed, plain) in found.items():
+        if key in spare:
+            assert f"{key} has no effect" in type(model).forward.__doc__
+            continue
+        assert seen(model, changed) != seen(model, plain), f"{key} is swallowed"
+    for key, value in REFUSED.items():
+        assert f"{key}={value}" in refusal(model, ValueError, ids(), **{key: value})
+        assert seen(model, {key: not value}) == seen(model, {})

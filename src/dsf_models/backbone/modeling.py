@@ -291,7 +291,9 @@ class DSFModel(DSFPreTrainedModel):
                 documents.
             cache: the same as past_key_values, under the name that transformers >= 5.24 uses.
             seq_idx: (b, t) number of the packed document of each token.
-            kwargs: transformers' keywords (cu_seq_lens_q, output_hidden_states, …).
+            kwargs: transformers' keywords: cu_seq_lens_q (offsets of packed documents; cu_seq_lens_k, max_length_q and
+                max_length_k repeat them, and only FlashAttention reads those), output_hidden_states,
+                output_attentions, return_dict; num_items_in_batch has no effect here.
 
         Returns:
             last_hidden_state (b, t, d) and, if asked for, the cache and hidden states.
@@ -546,7 +548,8 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
         """Compute one row of logits a sequence, and the loss where labels are given.
 
         Arguments that `DSFModel.forward` has too are explained there. Labels are (b,) classes, or (b,) / (b, labels)
-        floats for regression, or (b, labels) for several labels at once.
+        floats for regression, or (b, labels) for several labels at once. The loss is a mean over rows:
+        num_items_in_batch has no effect.
 
         Returns:
             loss (), logits (b, labels) and, if asked for, the cache and hidden states.
@@ -604,7 +607,8 @@ class DSFForTokenClassification(DSFPreTrainedModel):
     ) -> TokenClassifierOutput:
         """Compute logits for every token, and the loss where labels (b, t) are given.
 
-        Arguments are those of `DSFModel.forward`, and num_items_in_batch, as for `DSFForCausalLM`.
+        Arguments are those of `DSFModel.forward`, and num_items_in_batch, as for `DSFForCausalLM`; the state is not
+        returned, so that use_cache has no effect.
 
         Returns:
             loss (), logits (b, t, labels) and, if asked for, hidden states.
