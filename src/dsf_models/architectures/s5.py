@@ -54,6 +54,8 @@ class S5Config(TimeInvariantConfig):
     """Always 1: all channels drive all states."""
     state_size: int = 256
     """Size N of the whole state, conjugate eigenvalues included; even."""
+    # Blocks of a matrix, and not layers.
+    # trf-ignore: TRF023
     num_blocks: int | None = None
     """Blocks of the HiPPO matrix at initialisation. Default: 8, or as many of 4, 2, 1 as make blocks of even size."""
     discretization: Literal["zoh", "bilinear"] = "zoh"

@@ -251,7 +251,8 @@ class SoftmaxAttentionMixer(DSFMixer):
         batch, length = hidden.shape[:2]
         allowed = sliding_window_causal_mask_function(self.sliding_window)
         if layout.starts is not None:
-            if real is not None and "flash" in self.config._attn_implementation:
+            # A guard: this backend alone takes no mask function, and would attend across documents.
+            if real is not None and "flash" in self.config._attn_implementation:  # trf-ignore: TRF051
                 raise ValueError(
                     "FlashAttention takes packed documents or a cached window, not both: give one document a row, or "
                     'use attn_implementation="sdpa".'

@@ -22,6 +22,8 @@ from .compat import CACHE_NAME
 __all__ = ["TokenLayout", "build_layout", "recurrent_mask"]
 
 
+# What a forward pass is given, and no output of a model.
+# trf-ignore: TRF031
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
     """Positions, padding and documents of one forward pass."""
