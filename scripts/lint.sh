@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks style, formatting and transformers' rules for models. `.venv/bin/ruff check --fix` and `.venv/bin/ruff format` mend what they can.
+# Checks style, formatting and transformers' rules for models. `.venv/bin/ruff check --fix` and `.venv/bin/ruff format`
+# mend what they can of the first two.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

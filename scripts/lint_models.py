@@ -2,7 +2,7 @@
 """Checks the model code against transformers' rules for models, with transformers-mlinter.
 
 mlinter knows files by names such as modeling_x.py, and here a configuration and its model stand in one file. So each
-file of the backbone and of the architectures is shown to it under both names. mlinter.toml names rules that cannot apply.
+file of the backbone and of the architectures is shown to it under both names. Rules that cannot apply: mlinter.toml.
 """
 
 import json
@@ -23,9 +23,8 @@ def main() -> int:
     off = tomllib.loads(RULES.read_text(encoding="utf-8"))["off"]
     found = findings()
     broken = [text for rule, text in found if rule not in off]
-    broken += [
-        f"{RULES.relative_to(ROOT)}: {rule} is off for nothing" for rule in off.keys() - {rule for rule, _ in found}
-    ]
+    needless = off.keys() - {rule for rule, _ in found}
+    broken += [f"{RULES.relative_to(ROOT)}: {rule} is off for nothing" for rule in sorted(needless)]
     print("\n".join(broken) or f"All checks passed ({', '.join(off)} are off)")
     return int(bool(broken))
 
@@ -34,7 +33,7 @@ def findings() -> list[tuple[str, str]]:
     """Return every finding of mlinter's default rules: the rule, and a line of text with the true file's name."""
     with tempfile.TemporaryDirectory() as folder:
         names = {}
-        for path in sorted(path for folder_ in FOLDERS for path in folder_.glob("[!_]*.py")):
+        for path in sorted(path for source in FOLDERS for path in source.glob("[!_]*.py")):
             for kind in ("modeling", "configuration"):
                 shown = shutil.copy(path, Path(folder) / f"{kind}_{path.name}")
                 names[Path(shown).name] = path.relative_to(ROOT)

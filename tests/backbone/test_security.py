@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dsf_models import list_architectures
 from dsf_models.backbone import get_architecture
-from dsf_models.backbone.checkpoint import SPARE_ELEMENTS
+from dsf_models.backbone.checkpoint import SPARE_ELEMENTS, check_files
 from dsf_models.backbone.configuration import MAX_LAYERS, MAX_SIZE
 from tests.contract import fresh, sequences, small_config
 
@@ -183,6 +184,30 @@ def test_an_index_cannot_lead_elsewhere(name, tmp_path):
         (folder / INDEX).write_text(wrong)
         with pytest.raises(OSError, match=r"index of a sharded checkpoint"):
             AutoModelForCausalLM.from_pretrained(folder)
+
+
+@safetensors_only
+def test_pickled_adapters_are_never_opened(tmp_path):
+    trace, config = tmp_path / "trace", LoraConfig(target_modules=["in_proj"], r=2)
+    fresh("ssd", "default").save_pretrained(tmp_path / "base")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(tmp_path / "lora")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
+    (tmp_path / "lora" / "adapter_model.safetensors").unlink()
+    (tmp_path / "lora" / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(trace)))
+    for load in (AutoModelForCausalLM.from_pretrained, fresh("ssd", "default").load_adapter):
+        with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
+            load(str(tmp_path / "lora"))
+    assert not trace.exists()
+
+
+def test_files_of_the_hub_are_checked_too():
+    """There transformers hands over the index's content, once it has found the files."""
+    model = torch.nn.Linear(2, 2)
+    for wrong in ("../x.safetensors", "x.bin"):
+        with pytest.raises(OSError, match="weight_map"):
+            check_files(model, [], {"weight": wrong})
+    with pytest.raises(OSError, match=r"x\.bin: only \.safetensors files are loaded"):
+        check_files(model, ["x.bin"])
 
 
 @every_architecture
