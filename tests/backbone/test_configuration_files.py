@@ -131,6 +131,8 @@ def test_keys_of_a_later_transformers(name, tmp_path, messages):
     config = AutoConfig.from_pretrained(saved(tmp_path, name, transformers_version="99.0.0", brand_new="on"))
     assert config.hidden_size == 16
     assert any("brand_new='on' is of a later transformers" in message for message in messages)
+    with pytest.raises(ValueError, match="transformers_version='x': must be a version"):
+        AutoConfig.from_pretrained(saved(tmp_path, name, transformers_version="x", brand_new="on"))
     with pytest.raises(ValueError, match="did you mean hidden_size"):
         AutoConfig.from_pretrained(saved(tmp_path, name, transformers_version="99.0.0", hiden_size=16))
     with pytest.raises(ValueError, match="has no field 'brand_new'"):
@@ -215,3 +217,14 @@ def test_the_folder_of_a_model_serves_a_tokenizer_with_its_own_keywords(tmp_path
 def test_per_layer_configurations_are_refused(name):
     with pytest.raises(ValueError, match=r"hybrid.*mixer_options"):
         small_config(name, "default", per_layer_config={0: {"norm_eps": 1e-3}})
+
+
+@every_architecture
+def test_settings_of_generation_are_warned_of(name, messages):
+    config = small_config(name, "default", temperature=0.5, num_beams=3)
+    assert not hasattr(config, "temperature")
+    for key in ("temperature", "num_beams"):
+        assert any(f"{key} has no effect in a configuration" in message for message in messages)
+    messages.clear()
+    type(config)(**config.to_dict() | {"output_attentions": True, "num_labels": 3})
+    assert not messages

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..errors import did_you_mean, require
 from ..version import __version__
-from .migrations import VERSION_FIELD, is_newer, migrate
+from .migrations import VERSION_FIELD, is_newer, migrate, read_version
 
 __all__ = ["MAX_LABELS", "MAX_LAYERS", "MAX_SIZE", "DSFConfig"]
 
@@ -474,12 +474,15 @@ class DSFConfig(PreTrainedConfig):
     def _refuse_unknown(self, kwargs: dict[str, Any], version: object) -> None:
         """Raise where a keyword is neither a field nor one of transformers' own; `version` wrote the fields."""
         fields = type(self).__dataclass_fields__
-        allowed = _TRANSFORMERS_KEYS | set(GenerationConfig._get_default_generation_params()) | self._legacy_keys()
-        name, newer = self.model_type.removeprefix("dsf_"), is_newer(version)
+        allowed, newer = _TRANSFORMERS_KEYS | self._legacy_keys(), is_newer(version)
         for key in kwargs:
             if key in allowed or key.startswith("_") or key in self.attribute_map:
                 continue
-            hint = did_you_mean(key, fields) or f"`dsf-models fields {name}` lists its fields."
+            if key in GenerationConfig._get_default_generation_params():
+                logger.warning_once(f"{key} has no effect in a configuration: set it on model.generation_config.")
+                continue
+            lists = f"`dsf-models fields {self.model_type.removeprefix('dsf_')}` lists its fields."
+            hint = did_you_mean(key, fields) or lists
             if key == "per_layer_config":
                 hint = 'where layers differ, use the architecture "hybrid" and its mixer_options.'
             elif newer:
@@ -489,14 +492,13 @@ class DSFConfig(PreTrainedConfig):
                 continue
             raise ValueError(f"{key}={kwargs[key]!r}: {type(self).__name__} has no field {key!r}; {hint}")
         if newer:
-            logger.warning_once(
-                f"a configuration of dsf_models {version} is read by {__version__}: upgrade dsf_models."
-            )
+            logger.warning_once(f"a file of dsf_models {version} is read by {__version__}: upgrade dsf_models.")
 
     def _is_of_later_transformers(self, key: str, fields: Any) -> bool:
         """Whether a key without a field was added by a version of transformers later than the one that reads it."""
-        later = self.transformers_version and Version(self.transformers_version) > Version(transformers_version)
-        return bool(later) and not did_you_mean(key, fields, _CLOSE)
+        if self.transformers_version is None or did_you_mean(key, fields, _CLOSE):
+            return False
+        return read_version("transformers_version", self.transformers_version) > Version(transformers_version)
 
     def _refuse_excess(self) -> None:
         """Raise where a size is beyond all reason, before anything of that size is made."""

@@ -8,7 +8,7 @@ from packaging.version import InvalidVersion, Version
 from ..errors import require
 from ..version import __version__
 
-__all__ = ["MIGRATIONS", "VERSION_FIELD", "Migration", "is_newer", "migrate"]
+__all__ = ["MIGRATIONS", "VERSION_FIELD", "Migration", "is_newer", "migrate", "read_version"]
 
 VERSION_FIELD = "dsf_version"
 """Field of config.json that holds the version of dsf_models that wrote the file."""
@@ -34,7 +34,7 @@ def migrate(fields: Mapping[str, Any], migrations: Mapping[str, Migration] | Non
         ValueError: the file's version is no version.
     """
     found, migrations = dict(fields), MIGRATIONS if migrations is None else migrations
-    written = _version(found.get(VERSION_FIELD, "0"))
+    written = read_version(VERSION_FIELD, found.get(VERSION_FIELD, "0"))
     for version in sorted(map(Version, migrations)):
         if written < version:
             found = migrations[str(version)](dict(found))
@@ -47,13 +47,18 @@ def is_newer(version: object) -> bool:
     Raises:
         ValueError: it is no version.
     """
-    return _version(version) > Version(__version__)
+    return read_version(VERSION_FIELD, version) > Version(__version__)
 
 
-def _version(version: object) -> Version:
-    remedy = f"must be a version, such as {__version__!r}; leave {VERSION_FIELD} out if it is not known."
-    require(isinstance(version, str), VERSION_FIELD, version, remedy)
+def read_version(field: str, version: object) -> Version:
+    """Return the version that a file states in a field.
+
+    Raises:
+        ValueError: it is no version.
+    """
+    remedy = f"must be a version, such as {__version__!r}; leave {field} out if it is not known."
+    require(isinstance(version, str), field, version, remedy)
     try:
         return Version(version)
     except InvalidVersion:
-        raise ValueError(f"{VERSION_FIELD}={version!r}: {remedy}") from None
+        raise ValueError(f"{field}={version!r}: {remedy}") from None
