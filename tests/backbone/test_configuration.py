@@ -608,6 +608,13 @@ def test_round_trip(name, tmp_path):
 
 
 @every_architecture
+def test_a_configuration_needs_no_field(name):
+    config = CONFIG_CLASSES[name]()
+    assert len(config.layer_types) == config.num_hidden_layers == 4
+    assert CONFIG_CLASSES[name](**config.to_dict()).to_dict() == config.to_dict()
+
+
+@every_architecture
 def test_defaults_that_depend_on_other_fields_are_written_out(name):
     config = make(name, expand=2).layer_config(0)
     assert (config.head_dim * config.num_heads, config.inner_size, config.intermediate_size) == (32, 32, 64)

@@ -180,6 +180,10 @@ def test_an_index_cannot_lead_elsewhere(name, tmp_path):
         (folder / INDEX).write_text(json.dumps(index | {"weight_map": weight_map}))
         with pytest.raises(OSError, match=r"weight_map"):
             AutoModelForCausalLM.from_pretrained(folder)
+    (folder / INDEX).rename(folder / "model.safetensors.index.fp16.json")
+    with pytest.raises(OSError, match=r"weight_map"):
+        AutoModelForCausalLM.from_pretrained(folder, variant="fp16")
+    (folder / "model.safetensors.index.fp16.json").unlink()
     for wrong in ("[]", "{}", '{"weight_map": 3}', "not json", "[" * 100_000):
         (folder / INDEX).write_text(wrong)
         with pytest.raises(OSError, match=r"index of a sharded checkpoint"):
@@ -202,12 +206,11 @@ def test_pickled_adapters_are_never_opened(tmp_path):
 
 def test_files_of_the_hub_are_checked_too():
     """There transformers hands over the index's content, once it has found the files."""
-    model = torch.nn.Linear(2, 2)
     for wrong in ("../x.safetensors", "x.bin"):
         with pytest.raises(OSError, match="weight_map"):
-            check_files(model, [], {"weight": wrong})
+            check_files([], [], {"weight": wrong})
     with pytest.raises(OSError, match=r"x\.bin: only \.safetensors files are loaded"):
-        check_files(model, ["x.bin"])
+        check_files([], ["x.bin"])
 
 
 @every_architecture
@@ -239,7 +242,9 @@ def refuse(*args, **kwargs):
     raise AssertionError("the network was asked for")
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from dsf_models import list_architectures
 from dsf_models.backbone.configuration import MAX_SIZE
@@ -257,8 +262,16 @@ auto_map = {
     "AutoModelForCausalLM": "../../modeling.Model",
     "AutoModelForSequenceClassification": "modeling.Model",
 }
+PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))).save_pretrained(folder)
+settings = json.loads((folder / "tokenizer_config.json").read_text())
 for name in list_architectures():
     fresh(name, "default").save_pretrained(folder)
+    for hostile in (
+        {"auto_map": {"AutoTokenizer": ["modeling.Tokenizer", "stranger/repository--modeling.Tokenizer"]}},
+        {"tokenizer_file": "/etc/passwd", "vocab_file": "../../etc/passwd"},
+    ):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | hostile))
+        assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"] == [0]
     path = folder / "config.json"
     fields = json.loads(path.read_text())
     sizes, _ = numbers(fields)

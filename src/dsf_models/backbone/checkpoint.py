@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor
 
 __all__ = ["check_files", "check_index", "damaged_file"]
 
@@ -33,12 +33,15 @@ def check_index(index: Path) -> None:
 
 
 def check_files(
-    model: nn.Module, files: Sequence[str], weight_map: Mapping[str, object] | None = None, quantized: bool = False
+    parameters: Iterable[Tensor],
+    files: Sequence[str],
+    weight_map: Mapping[str, object] | None = None,
+    quantized: bool = False,
 ) -> None:
     """Raise where files are no safetensors files, or far too small for the parameters that a model still lacks.
 
     Args:
-        model: the model to be loaded; parameters to be allocated are on the meta device.
+        parameters: those to be loaded; the ones to be allocated are on the meta device.
         files: the files to be read.
         weight_map: the file of each parameter as the index of a sharded checkpoint names it.
         quantized: whether they hold quantised parameters.
@@ -51,7 +54,7 @@ def check_files(
         if not file.endswith(SUFFIX):
             raise OSError(f"{file}: only {SUFFIX} files are loaded, since unpickling can run foreign code.")
     stored = sum(os.path.getsize(file) for file in files)
-    wanted = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
+    wanted = sum(parameter.numel() for parameter in parameters if parameter.is_meta)
     allowed = stored * (QUANTIZED_ELEMENTS_PER_BYTE if quantized else ELEMENTS_PER_BYTE) + SPARE_ELEMENTS
     if wanted > allowed:
         raise OSError(

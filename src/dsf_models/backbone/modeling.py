@@ -170,7 +170,7 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
                 "convert the file with safetensors.torch.save_file."
             )
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        for index in sorted(folder.glob("*.safetensors.index.json")) if pretrained_model_name_or_path else ():
+        for index in sorted(folder.glob("*.safetensors.index*.json")) if pretrained_model_name_or_path else ():
             check_index(index)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
@@ -184,14 +184,17 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
         state_dict: dict[str, Tensor] | None,
         checkpoint_files: list[str] | None,
         load_config: Any,
-        *args: Any,
-        **kwargs: Any,
+        expected_keys: list[str] | None = None,
     ) -> Any:
         # Where transformers has found the files, on the Hub or here, and built the model on the meta device.
         if state_dict is None:
+            # An adapter is loaded into a model whose own parameters may lie on the disk, and so on the meta device too.
+            wanted = model.parameters()
+            if expected_keys is not None:
+                wanted = [model.get_parameter(key) for key in expected_keys]
             weight_map = (load_config.sharded_metadata or {}).get("weight_map")
-            check_files(model, checkpoint_files or [], weight_map, load_config.is_quantized)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+            check_files(wanted, checkpoint_files or [], weight_map, load_config.is_quantized)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # In code from outside transformers, modules without parameters of their own are passed over, lest loaded
