@@ -50,7 +50,7 @@ class Step:
         """Return the pass over the first `slots` slots alone."""
         if slots >= self.slots:
             return self
-        inputs = tuple(x[:, :slots] for x in self.inputs)
+        inputs = tuple(x[:, :slots].clone() for x in self.inputs)  # a view would hold on to the rest
         return replace(self, inputs=inputs, layout=self.layout.slots(0, slots))
 
     @torch.no_grad()
