@@ -26,7 +26,7 @@ def prompt() -> Tensor:
 
 def complete(model: PreTrainedModel, ids: Tensor | None = None, new: int = NEW, **options) -> Tensor:
     ids = prompt() if ids is None else ids
-    # Where no pad was given, transformers takes PADs among the accepted tokens for pads in the assistant, which misleads.
+    # Where no pad was given, transformers takes PADs among the accepted tokens for pads in the assistant.
     options = {"suppress_tokens": [PAD]} | options
     return model.generate(ids, max_new_tokens=new, min_new_tokens=new, pad_token_id=PAD, **options)
 
@@ -127,6 +127,7 @@ def test_with_a_static_cache_a_padded_prompt_and_chunks(name):
 def test_goes_on_from_the_cache_that_it_returns(name):
     model, assistant = shared(name, "full"), assistant_of(name, seed=1)
     first = complete(model, new=6, assistant_model=assistant, return_dict_in_generate=True)
+    assert not any(first[CACHE_NAME].is_recording_past(layer) for layer in range(model.config.num_hidden_layers))
     expected = complete(model)
     for options in ({}, {"prompt_lookup_num_tokens": 3}):
         cache = copy.deepcopy(first[CACHE_NAME])
@@ -147,6 +148,23 @@ def test_early_exit_drafts_with_the_first_layers(name):
 
 
 @assisted
+@pytest.mark.parametrize("name", ["lru", "hybrid"])
+def test_with_weights_on_disk(name, tmp_path):
+    """Taking tokens back needs a mixer's own parameters, which are then loaded for it, too."""
+    model = fresh(name, "full")
+    model.save_pretrained(tmp_path / "model")
+    places = {f"model.{child}": "disk" if child == "layers" else "cpu" for child, _ in model.model.named_children()}
+    places |= {"lm_head": "cpu"}
+    offloaded = type(model).from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload")
+    assistant = assistant_of(name, seed=1).float()
+    with Calls(offloaded) as calls:
+        found = complete(offloaded, assistant_model=assistant)
+    assert torch.equal(found, complete(model))
+    assert calls.taken_back > 0
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+
+
+@assisted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @torch.no_grad()
 def test_in_the_precisions_of_practice(dtype):
@@ -158,6 +176,7 @@ def test_in_the_precisions_of_practice(dtype):
         model, assistant = fresh(name).to(dtype), assistant_of(name, seed=1).to(dtype)
         found = complete(model, assistant_model=assistant)
         logits = model(found, use_cache=False).logits[0, 8:-1].float()
+        logits[:, PAD] = -9  # suppressed
         chosen = logits.gather(1, found[0, 9:, None])[:, 0]
         rounding = 64 * torch.finfo(dtype).eps * logits.abs().amax()
         assert bool((logits.amax(1) - chosen <= rounding).all()), name

@@ -246,3 +246,20 @@ def test_copies_of_a_cache_share_the_model_and_go_their_own_way():
         whole = model(ids, use_cache=False).logits
         assert_close(feed(model, cache, ids[:, 12:]), whole[:, 12:], 1e-10, name)
         assert_close(feed(model, copied, ids[:, 7:]), whole[:, 7:], 1e-10, name)
+
+
+@torch.no_grad()
+def test_under_autocast_of_the_time_of_feeding():
+    model, ids = contract.fresh("ssd", "full"), tokens(1)
+    cache, alone = recording(model), new_cache(model)[CACHE_NAME]
+    for start, stop in ((0, 6), (6, 9), (9, 12)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            feed(model, cache, ids[:, start:stop])
+            if stop <= 9:
+                feed(model, alone, ids[:, start:stop])
+    cache.crop(-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        feed(model, cache, ids[:, 6:9])
+        feed(model, cache, ids[:, 9:12])
+    cache.crop(-3)
+    assert all(torch.equal(a, b) for a, b in zip(states(cache), states(alone), strict=True))

@@ -203,10 +203,10 @@ class DSFMixer(nn.Module):
         """
         layer = checked_layer(cache, self.layer_idx) if cache is not None else None
         if layer is not None and layer.record_past:
-            return layer.history.walk(layer, self.walk, self.advance, layout, hidden)[0], None
-        return self.walk(hidden, layout, layer)[0], None
+            return layer.history.walk(layer, self.step, self.advance, layout, hidden)[0], None
+        return self.step(hidden, layout, layer)[0], None
 
-    def walk(self, hidden: Tensor, layout: TokenLayout, layer: Any = None) -> tuple[Tensor]:
+    def step(self, hidden: Tensor, layout: TokenLayout, layer: Any = None) -> tuple[Tensor]:
         """Return the mixer's output (b, t, hidden_size), alone in a tuple; reads and writes the cached state."""
         gathered = layout.gather(hidden)
         size = segment_length(gathered, self.inner_size)
@@ -215,7 +215,7 @@ class DSFMixer(nn.Module):
         return (layout.scatter(self.finish(self.mix(gathered, layout, layer), gathered)),)
 
     def advance(self, hidden: Tensor, layout: TokenLayout, layer: Any) -> None:
-        """Move the cached state on as `walk` does, without its output."""
+        """Move the cached state on as `step` does, without its output."""
         self.mix(layout.gather(hidden), layout, layer)
 
     def mix_segments(self, gathered: Tensor, layout: TokenLayout, layer: Any, size: int) -> Tensor:
