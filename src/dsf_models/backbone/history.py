@@ -121,25 +121,25 @@ class History:
         """
         length = inputs[0].shape[1]
         if length <= REACH:
-            self._remember(layer, advance, layout, inputs)
-            return step(*inputs, layout=layout, layer=layer)
+            self._mark(layer, length)
+            outputs = step(*inputs, layout=layout, layer=layer)
+            kept = tuple(x.detach().clone() for x in inputs)
+            self.checkpoints[-1].steps.append(Step(advance, kept, layout, _autocast(kept[0].device.type)))
+            return outputs
         self.clear()
         head = length - REACH
         before = step(*(x[:, :head] for x in inputs), layout=layout.slots(0, head), layer=layer)
         after = self.walk(layer, step, advance, layout.slots(head, length), *(x[:, head:] for x in inputs))
         return tuple(torch.cat(parts, dim=1) for parts in zip(before, after, strict=True))
 
-    def _remember(
-        self, layer: Any, advance: Callable[..., Any], layout: TokenLayout, inputs: tuple[Tensor, ...]
-    ) -> None:
+    def _mark(self, layer: Any, length: int) -> None:
+        """Set a checkpoint before a step of `length` slots, unless it may belong to the last one."""
         last = self.checkpoints[-1] if self.checkpoints else None
-        joined = last is not None and last.slots + inputs[0].shape[1] <= REACH
-        if not joined or (self._settled and last.slots):
+        fits = last is not None and last.slots + length <= REACH
+        if not fits or (self._settled and last.slots):
             self._thin()
             self.checkpoints.append(Checkpoint(layer.snapshot()))
         self._settled = False
-        kept = tuple(x.detach().clone() for x in inputs)
-        self.checkpoints[-1].steps.append(Step(advance, kept, layout, _autocast(kept[0].device.type)))
 
     def _thin(self) -> None:
         """Drop what lies further back than needed, and join the two latest checkpoints where they lie close."""
@@ -156,7 +156,7 @@ class History:
         """
         if slots > self.slots:
             raise RuntimeError(
-                f"crop({-slots}): the layer remembers {self.slots} tokens: at least the last {REACH}, but none from "
+                f"crop({-slots}): the layer remembers {self.slots} tokens: the last {REACH} fed or more, none from "
                 "before activate_past_recording(), reset() or a change of the batch. Propose fewer tokens at once "
                 "(num_assistant_tokens, prompt_lookup_num_tokens)."
             )
