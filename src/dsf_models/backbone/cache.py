@@ -18,7 +18,6 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndStaticFullAttentionLayer,
     LinearAttentionLayer,
-    StaticLayer,
 )
 
 from .compat import CACHE_NAME
@@ -265,7 +264,8 @@ class DSFStaticAttentionLayer(_WindowMixin, LinearAttentionAndStaticFullAttentio
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back from window, keys and values."""
         super().crop(tokens_to_remove)
-        StaticLayer.crop(self, tokens_to_remove)
+        # What lies behind the length is written over; on transformers 5.23 static layers cannot be cropped.
+        self.cumulative_length.add_(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
