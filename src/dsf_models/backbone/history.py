@@ -12,7 +12,7 @@ Letters: b batch, t time.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -63,14 +63,17 @@ class Step:
 class Checkpoint:
     """A moment that a layer can return to, and the steps that it has made since."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, steps: Iterable[Step] = ()) -> None:
         self.snapshot = snapshot
         self.steps: list[Step] = []
+        self.slots = 0
+        for step in steps:
+            self.add(step)
 
-    @property
-    def slots(self) -> int:
-        """Number of tokens since, pads among them."""
-        return sum(step.slots for step in self.steps)
+    def add(self, step: Step) -> None:
+        """Append a step, and count its tokens, pads among them."""
+        self.steps.append(step)
+        self.slots += step.slots
 
 
 class History:
@@ -83,9 +86,7 @@ class History:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Snapshots and steps are never written to, so that copies of a cache can share them; the mixers must be shared.
         copied = type(self)()
-        for checkpoint in self.checkpoints:
-            copied.checkpoints.append(Checkpoint(checkpoint.snapshot))
-            copied.checkpoints[-1].steps = list(checkpoint.steps)
+        copied.checkpoints = [Checkpoint(checkpoint.snapshot, checkpoint.steps) for checkpoint in self.checkpoints]
         copied._settled = self._settled
         return copied
 
@@ -124,7 +125,7 @@ class History:
             self._mark(layer, length)
             outputs = step(*inputs, layout=layout, layer=layer)
             kept = tuple(x.detach().clone() for x in inputs)
-            self.checkpoints[-1].steps.append(Step(advance, kept, layout, _autocast(kept[0].device.type)))
+            self.checkpoints[-1].add(Step(advance, kept, layout, _autocast(kept[0].device.type)))
             return outputs
         self.clear()
         head = length - REACH
@@ -146,7 +147,8 @@ class History:
         while len(self.checkpoints) > 1 and self.slots - self.checkpoints[0].slots >= REACH:
             del self.checkpoints[0]
         if len(self.checkpoints) > 1 and sum(checkpoint.slots for checkpoint in self.checkpoints[-2:]) <= REACH:
-            self.checkpoints[-2].steps += self.checkpoints.pop().steps
+            for step in self.checkpoints.pop().steps:
+                self.checkpoints[-1].add(step)
 
     def take_back(self, layer: Any, slots: int) -> None:
         """Bring a layer to where it was before its last `slots` slots.
@@ -167,13 +169,13 @@ class History:
         while slots > self.checkpoints[-1].slots:
             slots -= self.checkpoints.pop().slots
         last = self.checkpoints[-1]
-        kept, steps, last.steps = last.slots - slots, last.steps, []
+        kept = last.slots - slots
+        self.checkpoints[-1] = again = Checkpoint(last.snapshot)
         layer.restore(last.snapshot)
-        for step in steps:
-            if kept > 0:
-                last.steps.append(step.first(kept))
-                last.steps[-1].repeat(layer)
-                kept -= step.slots
+        for step in last.steps:
+            if kept > again.slots:
+                again.add(step.first(kept - again.slots))
+                again.steps[-1].repeat(layer)
 
 
 def _autocast(device_type: str) -> torch.autocast:
