@@ -84,14 +84,6 @@ def test_cache_of_another_type(name, head, field):
         assert "DynamicCache(config=model.config)" in message
 
 
-@every_architecture
-def test_recurrent_state_cannot_be_rolled_back(name):
-    model, cache = model_of(name, "full"), new_cache(model_of(name, "full"))
-    model(ids(), use_cache=True, **cache)
-    with pytest.raises((RuntimeError, ValueError), match=r"rolled back|crop"):
-        cache[CACHE_NAME].crop(LENGTH - 2)
-
-
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 

@@ -191,9 +191,10 @@ class SoftmaxAttentionMixer(DSFMixer):
             (b, t, hidden_size), and the attention weights (b, h, t, t) where the backend returns them; with a sliding
             window those of gathered tokens, the window's keys first.
         """
-        q, k, v = self.heads(self._mixed_qkv(hidden, layout, cache), position_embeddings)
         if self.sliding_window is not None:
-            return self._within_window(q, k, v, hidden, layout, cache, kwargs)
+            return self._within_window(hidden, layout, cache, position_embeddings or (), kwargs)
+        layer = checked_layer(cache, self.layer_idx) if cache is not None and self.conv is not None else None
+        q, k, v = self.heads(self._mixed_qkv(hidden, layout, layer), position_embeddings)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
@@ -210,31 +211,52 @@ class SoftmaxAttentionMixer(DSFMixer):
 
     def _within_window(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
         hidden: Tensor,
         layout: TokenLayout,
         cache: Cache | None,
+        angles: tuple[Tensor, ...],
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to the last W real tokens of the document: like a convolution, on gathered tokens and a window."""
-        q, k, v = (layout.gather(x.flatten(2)) for x in (q, k, v))
-        # The last feature tells of a token; in a window it is 0 where there is none.
-        keys = torch.cat([k, v, torch.ones_like(k[..., :1])], dim=-1)
-        past = None
-        if cache is not None:
-            layer, keep = checked_layer(cache, self.layer_idx, DSFSlidingLayer), self.sliding_window - 1
-            past = layer.read_keys()
-            seen = F.pad(keys, (0, 0, keep, 0)) if past is None else torch.cat([past.to(keys.dtype), keys], dim=1)
-            layer.write_keys(next_window(seen, keep, layout.starts, layout.lengths), hidden.shape[1])
-            keys = keys if past is None else seen
+        layer = checked_layer(cache, self.layer_idx, DSFSlidingLayer) if cache is not None else None
+        past = layer.read_keys() if layer is not None else None
+        if layer is not None and layer.record_past:
+            past = None if past is None else past.clone()
+            found = layer.history.walk(layer, self._advance_keys, self._advance_keys, layout, hidden, *angles)
+            q, keys = (layout.gather(x) for x in found)
+            seen = keys if past is None else torch.cat([past.to(keys.dtype), keys], dim=1)
+        else:
+            q, keys = (layout.gather(x) for x in self._queries_and_keys(hidden, *angles, layout=layout, layer=layer))
+            seen = keys if layer is None else self._push_keys(keys, layout, layer)
+        keys = keys if past is None else seen
         mask = self._window_mask(keys[..., -1] != 0 if past is not None else None, hidden, keys.shape[1], layout)
         k, v, _ = keys.split([*self.split_sizes[1:], 1], dim=-1)
         q, k = (x.unflatten(-1, (-1, self.state_size)).transpose(1, 2) for x in (q, k))
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         y, weights = self._attend(q, k, v, mask, {"sliding_window": self.sliding_window, **options})
         return layout.scatter(self.finish(y.flatten(2), layout.gather(hidden))), weights
+
+    def _queries_and_keys(
+        self, hidden: Tensor, *angles: Tensor, layout: TokenLayout, layer: DSFSlidingLayer | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return q, and k and v side by side with a mark: 1, where a window without a token there has 0."""
+        q, k, v = (x.flatten(2) for x in self.heads(self._mixed_qkv(hidden, layout, layer), angles or None))
+        return q, torch.cat([k, v, torch.ones_like(k[..., :1])], dim=-1)
+
+    def _push_keys(self, keys: Tensor, layout: TokenLayout, layer: DSFSlidingLayer) -> Tensor:
+        """Put gathered keys (b, t, ·) behind those of the window, of which the last stay; return all of them."""
+        past, keep = layer.read_keys(), self.sliding_window - 1
+        seen = F.pad(keys, (0, 0, keep, 0)) if past is None else torch.cat([past.to(keys.dtype), keys], dim=1)
+        layer.write_keys(next_window(seen, keep, layout.starts, layout.lengths), keys.shape[1])
+        return seen
+
+    def _advance_keys(
+        self, hidden: Tensor, *angles: Tensor, layout: TokenLayout, layer: DSFSlidingLayer
+    ) -> tuple[Tensor, Tensor]:
+        """Do both of the above."""
+        q, keys = self._queries_and_keys(hidden, *angles, layout=layout, layer=layer)
+        self._push_keys(layout.gather(keys), layout, layer)
+        return q, keys
 
     def _window_mask(self, real: Tensor | None, hidden: Tensor, num_keys: int, layout: TokenLayout) -> Any:
         """Return the backend's mask of gathered tokens, whose keys are `num_keys`, those of the window first.
@@ -273,13 +295,17 @@ class SoftmaxAttentionMixer(DSFMixer):
             config=self.config,
         )
 
-    def _mixed_qkv(self, hidden: Tensor, layout: TokenLayout, cache: Cache | None) -> Tensor:
+    def _mixed_qkv(self, hidden: Tensor, layout: TokenLayout, layer: Any) -> Tensor:
         """Return q, k, v side by side after the short convolution, in slot order."""
         qkv, _ = self.project(hidden)
         if self.conv is None:
             return qkv
-        layer = checked_layer(cache, self.layer_idx) if cache is not None else None
-        return layout.scatter(self.convolve(layout.gather(qkv), layout, layer))
+        if layer is not None and layer.record_past and self.sliding_window is None:
+            return layer.history.walk(layer, self._convolved, self._convolved, layout, qkv)[0]
+        return self._convolved(qkv, layout, layer)[0]
+
+    def _convolved(self, qkv: Tensor, layout: TokenLayout, layer: Any) -> tuple[Tensor]:
+        return (layout.scatter(self.convolve(layout.gather(qkv), layout, layer)),)
 
     def observed_system(
         self,

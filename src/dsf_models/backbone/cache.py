@@ -4,6 +4,7 @@ Stock recurrent layers do not count tokens, so `generate` breaks on models witho
 themselves under the names that `DSFConfig.layer_types` gives.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,15 @@ from transformers.cache_utils import (
 )
 
 from .compat import CACHE_NAME
+from .history import History, Snapshot
 
 __all__ = ["DSFAttentionLayer", "DSFSlidingLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer"]
 
 
 class _WindowMixin:
-    """Reads and writes of the convolution window (b, K - 1, d), shared by the layers that have one."""
+    """What our layers share: the convolution window (b, K - 1, d), and how tokens are taken back."""
+
+    is_croppable = True
 
     def read_window(self, index: int = 0) -> Tensor | None:
         """Return the last K - 1 convolution inputs (or the window of another index), or None before the first write."""
@@ -39,27 +43,87 @@ class _WindowMixin:
         self.has_previous_state[index] = True
 
     def _map_states(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.history.clear()
         for states in (self.conv_states, self.recurrent_states):
             for index, value in states.items():
                 if value is not None:
                     states[index] = function(value)
 
+    # ---- taking tokens back ----------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def history(self) -> History:
+        """What the layer remembers while it records."""
+        return History()
+
+    @property
+    def record_past(self) -> bool:
+        """Whether the layer remembers what `crop` needs: from `activate_past_recording` on."""
+        return self._record_past
+
+    @record_past.setter
+    def record_past(self, value: bool) -> None:
+        self._record_past = value
+        if not value:
+            self.history.clear()
+
+    def snapshot(self) -> Snapshot:
+        """Return copies of window and state; what was never written is left out."""
+        return {
+            (name, index): value.clone()
+            for name in ("conv_states", "recurrent_states")
+            for index, value in getattr(self, name).items()
+            if value is not None and self.has_previous_state[index]
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Bring window and state back, in place."""
+        for name in ("conv_states", "recurrent_states"):
+            for index, value in getattr(self, name).items():
+                if value is None:
+                    continue
+                if (name, index) in snapshot:
+                    value.copy_(snapshot[name, index])
+                else:
+                    value.zero_()
+                    self.has_previous_state[index] = False
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to forget single tokens: neither a recurrent state nor a window of inputs can be rolled back.
+        """Take tokens back, so that window and state are those that the tokens before them led to.
+
+        Args:
+            tokens_to_remove: minus the number of tokens (slots, pads among them).
 
         Raises:
-            RuntimeError: anything but 0 was asked for.
+            ValueError: the number is positive.
+            RuntimeError: the layer did not record the tokens.
         """
-        if tokens_to_remove:
-            raise RuntimeError("a recurrent state or convolution window cannot be rolled back token by token.")
+        # transformers subtracts a length from `get_seq_length`, which is a tensor.
+        tokens_to_remove = int(tokens_to_remove)
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): give minus the number of tokens to take back.")
+        if tokens_to_remove < 0 and not self.record_past:
+            raise RuntimeError(
+                f"crop({tokens_to_remove}): a recurrent state or convolution window can be rolled back only if it was "
+                "recorded: call activate_past_recording() on the cache before it sees tokens that may be taken back."
+            )
+        self.history.take_back(self, -tokens_to_remove)
+
+    def reset(self) -> None:
+        """Forget everything, keeping the memory."""
+        self.history.clear()
+        super().reset()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows in the order `beam_idx`."""
+        self.history.clear()
+        super().reorder_cache(beam_idx)
 
 
 class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
     """Recurrent state and convolution window of one layer, with the number of tokens seen."""
 
     _layer_type = "dsf_state"
-    is_compileable = True
-    is_croppable = False
     supports_early_init = False
     is_sliding = False
 
@@ -69,6 +133,11 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         self.is_initialized = False
         # A tensor: a Python integer would make a compiled decoding step specialise on every length.
         self.cumulative_length = torch.tensor(0, dtype=torch.long)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether decoding may be compiled: not while the past is recorded."""
+        return not self.record_past
 
     def read_state(self) -> Tensor | None:
         """Return the recurrent state, or None before the first write."""
@@ -120,8 +189,14 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything, keeping the memory."""
-        LinearAttentionLayer.reset(self)
+        super().reset()
         self.cumulative_length.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens back, as `_WindowMixin.crop` does, and count them off."""
+        length = self.cumulative_length + tokens_to_remove
+        super().crop(tokens_to_remove)
+        self.cumulative_length.copy_(length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
@@ -159,7 +234,11 @@ class DSFAttentionLayer(_WindowMixin, LinearAttentionAndFullAttentionLayer):
     """Growing keys and values of a softmax layer with a short convolution, and the convolution's window."""
 
     _layer_type = "dsf_attention"
-    is_croppable = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens back from window, keys and values."""
+        super().crop(tokens_to_remove)
+        DynamicLayer.crop(self, tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
@@ -176,8 +255,17 @@ class DSFStaticAttentionLayer(_WindowMixin, LinearAttentionAndStaticFullAttentio
     """Preallocated keys and values of a softmax layer with a short convolution, and the convolution's window."""
 
     _layer_type = "dsf_attention"
-    is_compileable = True
-    is_croppable = False
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether decoding may be compiled: not while the past is recorded."""
+        return not self.record_past
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens back from window, keys and values."""
+        super().crop(tokens_to_remove)
+        # What lies behind the length is written over; on transformers 5.23 static layers cannot be cropped.
+        self.cumulative_length.add_(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""

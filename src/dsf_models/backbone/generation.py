@@ -9,11 +9,36 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerationMixin
 
+from .compat import CACHE_NAME
+
 __all__ = ["DSFGenerationMixin"]
 
 
 class DSFGenerationMixin(GenerationMixin):
     """transformers' generation, which expects padding on the left, for prompts that are padded anywhere."""
+
+    def _assisted_decoding(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Decode with candidates; a filled cache is read anew, since transformers feeds it the whole sequence again.
+
+        Raises:
+            ValueError: only the tokens behind a filled cache were given, in which no candidate can be looked up.
+        """
+        cache, mask = kwargs.get(CACHE_NAME), kwargs.get("attention_mask")
+        if cache is not None and (seen := int(cache.get_seq_length())) > 0:
+            whole = getattr(kwargs["generation_config"], "_mask_length", 0) if mask is None else mask.shape[1]
+            if input_ids.shape[1] < max(whole, seen + 1):
+                raise ValueError(
+                    f"assisted decoding needs the whole sequence, but {input_ids.shape[1]} tokens were given and "
+                    f"{CACHE_NAME} holds {seen}: pass the tokens that it has seen, too."
+                )
+            cache.reset()
+        idle = [layer for layer in getattr(cache, "layers", []) if not getattr(layer, "record_past", True)]
+        try:
+            return super()._assisted_decoding(input_ids, *args, **kwargs)
+        finally:
+            # Who goes on from the cache without an assistant need not pay for what only an assistant asks for.
+            for layer in idle:
+                layer.record_past = False
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:

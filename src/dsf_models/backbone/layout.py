@@ -64,6 +64,20 @@ class TokenLayout:
             starts=None if self.starts is None else self.starts.narrow(1, start, length),
         )
 
+    def slots(self, start: int, stop: int) -> "TokenLayout":
+        """Return the layout of the slots from `start` up to `stop`, as if the others were not there."""
+        positions, documents = (None if x is None else x[:, start:stop] for x in (self.position_ids, self.documents))
+        if self.order is None:
+            starts = None if self.starts is None else self.starts[:, start:stop]
+            return TokenLayout(positions, starts=starts, documents=documents)
+        real = torch.arange(self.order.shape[1], device=self.order.device) < self.lengths[:, None]
+        real = torch.zeros_like(real).scatter(1, self.order, real)[:, start:stop]
+        order, lengths = _gathering(real)
+        starts = self.starts
+        if starts is not None:
+            starts = torch.zeros_like(starts).scatter(1, self.order, starts)[:, start:stop].gather(1, order)
+        return TokenLayout(positions, order, lengths, starts, documents)
+
     def first_tokens(self) -> Tensor:
         """Return (b or 1, t) True at each document's first token, in gathered order; positions must be known."""
         first = self.position_ids == 0
@@ -125,8 +139,7 @@ def build_layout(
     _check_shapes(batch, length, past, full_mask, position_ids, seq_idx)
     order = lengths = None
     if mask is not None:
-        order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
-        lengths = mask.sum(1)
+        order, lengths = _gathering(mask)
     documents = _documents(position_ids if infer_documents else None, seq_idx, cu_seq_lens, batch, length)
     if documents is None:
         if position_ids is None and count_positions:
@@ -137,6 +150,11 @@ def build_layout(
         position_ids = _count_within_documents(changes, order, lengths, full_mask, past)
     starts = _starts(changes, order, position_ids, past)
     return TokenLayout(position_ids, order, lengths, starts, None if starts is None else documents)
+
+
+def _gathering(real: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the order that moves real tokens (b, t) to the front, and how many each row has."""
+    return torch.argsort((~real).to(torch.uint8), dim=1, stable=True), real.sum(1)
 
 
 def _check_shapes(

@@ -202,11 +202,21 @@ class DSFMixer(nn.Module):
             (b, t, hidden_size), and attention weights where the mixer computes them, else None.
         """
         layer = checked_layer(cache, self.layer_idx) if cache is not None else None
+        if layer is not None and layer.record_past:
+            return layer.history.walk(layer, self.step, self.advance, layout, hidden)[0], None
+        return self.step(hidden, layout, layer)[0], None
+
+    def step(self, hidden: Tensor, layout: TokenLayout, layer: Any = None) -> tuple[Tensor]:
+        """Return the mixer's output (b, t, hidden_size), alone in a tuple; reads and writes the cached state."""
         gathered = layout.gather(hidden)
         size = segment_length(gathered, self.inner_size)
         if gathered.shape[1] > size and self.streams:
-            return layout.scatter(self.mix_segments(gathered, layout, layer, size)), None
-        return layout.scatter(self.finish(self.mix(gathered, layout, layer), gathered)), None
+            return (layout.scatter(self.mix_segments(gathered, layout, layer, size)),)
+        return (layout.scatter(self.finish(self.mix(gathered, layout, layer), gathered)),)
+
+    def advance(self, hidden: Tensor, layout: TokenLayout, layer: Any) -> None:
+        """Move the cached state on as `step` does, without its output."""
+        self.mix(layout.gather(hidden), layout, layer)
 
     def mix_segments(self, gathered: Tensor, layout: TokenLayout, layer: Any, size: int) -> Tensor:
         """Mix a long sequence in segments of `size` tokens, the window and state carried from one to the next.

@@ -147,7 +147,6 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["DSFBlock"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
     _can_compile_fullgraph = True
-    _is_stateful = True
     _supports_sdpa = True
     _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock}
 
@@ -341,11 +340,15 @@ class DSFModel(DSFPreTrainedModel):
         hidden = self.dropout(hidden) if self.training else hidden
         if self.input_mixer is not None:
             hidden = self.input_mixer(hidden)
-        for block, layer_type in zip(self.layers, self.layer_types, strict=True):
+        for block, layer_type in zip(self.layers, self._layer_types_run(), strict=False):
             hidden = block(
                 hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE_NAME: cache})
+
+    def _layer_types_run(self) -> list[str]:
+        """Return the types of the layers that run: early exit lowers config.num_hidden_layers for a while."""
+        return self.layer_types[: self.config.num_hidden_layers]
 
     def _refuse_cache(self, cache: Cache | None, use_cache: bool | None) -> bool:
         """Return False for use_cache where a mixer is two-sided, or raise where a cache was asked for."""
@@ -396,7 +399,7 @@ class DSFModel(DSFPreTrainedModel):
         cache: Cache | None,
         layout: TokenLayout,
     ) -> None:
-        for layer_type in sorted(set(self.layer_types) & set(ATTENTION_LAYER_TYPES)):
+        for layer_type in sorted(set(self._layer_types_run()) & set(ATTENTION_LAYER_TYPES)):
             if layer_type in masks:
                 continue
             if layout.documents is not None and cache is not None:
