@@ -22,7 +22,11 @@ import numpy  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests import compatibility  # noqa: E402
+
 torch.set_num_threads(1)
+pytest_addoption, pytest_sessionfinish = compatibility.pytest_addoption, compatibility.pytest_sessionfinish
+pytest_configure = compatibility.pytest_configure
 
 
 class _TorchSeed:

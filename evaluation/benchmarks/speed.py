@@ -97,6 +97,9 @@ AGAINST_LLAMA = {
 }
 """Training steps beside Llama's, by the structure of Λ."""
 
+IMPOSSIBLE = [("RecurrentGemma", "decode")]
+"""Curves that a peer cannot give: transformers' cache has no length where no layer of the model is attention."""
+
 NOT_BARRED = ("taylor_attention", "s4", "lstm", "softmax_attention", "hybrid", "ssd")
 """Architectures that are not held to SSD's training time."""
 WITHIN_SSD = 3
@@ -227,7 +230,7 @@ def main() -> None:
         measure_curve(name, measure, SHAPE, arguments.lengths, arguments.repeats)
         for name in [*arguments.only, *PEERS]
         for measure in MEASURES
-        if arguments.lengths
+        if arguments.lengths and (name, measure) not in IMPOSSIBLE
     ]
     growth = scaling(
         curve

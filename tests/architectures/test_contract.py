@@ -58,6 +58,7 @@ def test_causal_and_mixing(name, case):
     contract.assert_causal_and_mixing(shared(name, case))
 
 
+@pytest.mark.feature("Cache: prompts in pieces, then token by token")
 @every()
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32], ids=["float64", "float32"])
@@ -65,6 +66,7 @@ def test_cache(name, case, dtype):
     contract.assert_cache_contract(shared(name, case, dtype))
 
 
+@pytest.mark.feature("Padding on any side")
 @every()
 @torch.no_grad()
 @pytest.mark.parametrize("side", PADDING)
@@ -73,6 +75,7 @@ def test_padding(name, case, side):
     contract.assert_padding_contract(shared(name, case, FLOAT32), side, 1e-6)
 
 
+@pytest.mark.feature("Padding on any side")
 @every()
 @torch.no_grad()
 @pytest.mark.parametrize("side", PADDING)
@@ -80,6 +83,7 @@ def test_padding_with_a_cache(name, case, side):
     contract.assert_cached_padding_contract(shared(name, case), side, 1e-10)
 
 
+@pytest.mark.feature("Packed documents")
 @every()
 @torch.no_grad()
 def test_packing(name, case):
@@ -87,6 +91,7 @@ def test_packing(name, case):
     contract.assert_packing_contract(shared(name, case, FLOAT32), 1e-5)
 
 
+@pytest.mark.feature("Padding on any side")
 @every()
 @pytest.mark.parametrize("side", PADDING)
 def test_padding_gradients(name, case, side):
@@ -94,11 +99,13 @@ def test_padding_gradients(name, case, side):
     contract.assert_padding_gradients(shared(name, case), side, "same", 1e-10)
 
 
+@pytest.mark.feature("Packed documents")
 @every()
 def test_packing_gradients(name, case):
     contract.assert_packing_gradients(shared(name, case), 1e-10)
 
 
+@pytest.mark.feature("Packed documents")
 @every()
 @torch.no_grad()
 def test_packing_with_padding(name, case):
