@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Renews what the documents say about every architecture, from the registry: run it where dsf_models is installed.
+"""Renews what the documents say about every architecture: run it where dsf_models is installed.
 
-The table in README.md, and all of docs/architectures.md.
+From the registry the table of architectures in README.md and all of docs/architectures.md; from docs/compatibility.json,
+which scripts/compatibility.sh makes from the tests' results, the table of features in README.md.
 """
 
 import inspect
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +17,8 @@ from dsf_models.backbone import DSFConfig, TimeInvariantConfig, get_architecture
 ROOT = Path(__file__).parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "architectures.md"
 BEGIN, END = "<!-- architectures: made by scripts/tables.py -->\n", "<!-- end of architectures -->"
+OUTCOMES = ROOT / "docs" / "compatibility.json"
+BEGIN_FEATURES, END_FEATURES = "<!-- features: made by scripts/compatibility.sh -->\n", "<!-- end of features -->"
 HEAD = """# The architectures
 
 What each one computes, where it comes from, and what can be set. `dsf-models fields NAME` prints the same tables.
@@ -25,11 +29,37 @@ A field that an architecture declares again, mostly for a default of its own, st
 
 
 def main() -> None:
-    """Renew both."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}{markdown_table(architecture_rows())}\n{END}{after}", encoding="utf-8")
+    """Renew all."""
+    text = README.read_text(encoding="utf-8")
+    text = between(text, BEGIN, f"{markdown_table(architecture_rows())}\n", END)
+    text = between(text, BEGIN_FEATURES, features_table(), END_FEATURES)
+    README.write_text(text, encoding="utf-8")
     PAGE.write_text(architectures_page(), encoding="utf-8")
+
+
+def between(text: str, begin: str, content: str, end: str) -> str:
+    """Return the text with what stands between two marks replaced."""
+    before, rest = text.split(begin)
+    return f"{before}{begin}{content}{end}{rest.split(end)[1]}"
+
+
+def features_table() -> str:
+    """Return the table of features and architectures, with the reason where one has not the other."""
+    outcomes = json.loads(OUTCOMES.read_text(encoding="utf-8"))
+    reasons: list[str] = []
+    rows = [(title, *(_cell(row[name], reasons) for name in list_architectures())) for title, row in outcomes.items()]
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    names = [f"`{name}`" for name in list_architectures()]
+    return "\n".join([markdown_table(rows, ("feature", *names), code=False), "", *notes]).rstrip() + "\n"
+
+
+def _cell(reason: str, reasons: list[str]) -> str:
+    if not reason:
+        return "✓"
+    if reason not in reasons:
+        reasons.append(reason)
+    mark = "✓" if reason.startswith("in part: ") else "no"
+    return f"{mark} ({reasons.index(reason) + 1})"
 
 
 def architectures_page() -> str:

@@ -1,5 +1,6 @@
 """The documents keep their promises: the Python in them runs, and what their commands and links name exists."""
 
+import json
 import os
 import re
 import runpy
@@ -10,6 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from dsf_models import list_architectures
+from tests.compatibility import FAILED
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -84,3 +88,20 @@ def test_the_table_of_architectures_is_that_of_the_registry(capsys: pytest.Captu
 def test_the_page_of_architectures_is_that_of_the_docstrings() -> None:
     page = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["architectures_page"]()
     assert (ROOT / "docs" / "architectures.md").read_text() == page, "run scripts/tables.py"
+
+
+def test_the_table_of_features_is_that_of_the_tests_results() -> None:
+    tables = runpy.run_path(str(ROOT / "scripts" / "tables.py"))
+    readme = (ROOT / "README.md").read_text()
+    found = readme.split(tables["BEGIN_FEATURES"])[1].split(tables["END_FEATURES"])[0]
+    assert found == tables["features_table"](), "run scripts/tables.py"
+
+
+def test_every_feature_of_a_test_is_in_the_table() -> None:
+    """Titles that no test bears any more, or that were never gathered, would be a table of another project."""
+    marks = re.compile(r"mark\.feature\(\s*\"([^\"]+)\"")
+    titles = {title for path in (ROOT / "tests").rglob("test_*.py") for title in marks.findall(path.read_text())}
+    outcomes = json.loads((ROOT / "docs" / "compatibility.json").read_text())
+    assert titles == set(outcomes), "run scripts/compatibility.sh"
+    assert {name for row in outcomes.values() for name in row} == set(list_architectures())
+    assert not [reason for row in outcomes.values() for reason in row.values() if reason == FAILED]

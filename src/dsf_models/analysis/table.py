@@ -39,7 +39,7 @@ def text_table(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) ->
     return "\n".join(line.rstrip() for line in lines)
 
 
-def markdown_table(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:
-    """Return rows as a table in Markdown, the first column as code."""
-    cells = [header, ("---",) * len(header), *((f"`{row[0]}`", *row[1:]) for row in rows)]
+def markdown_table(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER, code: bool = True) -> str:
+    """Return rows as a table in Markdown, the first column as code where that is asked for."""
+    cells = [header, ("---",) * len(header), *((f"`{row[0]}`" if code else row[0], *row[1:]) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
