@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Renews what the documents say about every architecture: run it where dsf_models is installed.
 
-From the registry the table of architectures in README.md and all of docs/architectures.md; from docs/compatibility.json,
+From the registry the table of architectures in README.md and docs/architectures.md; from docs/compatibility.json,
 which scripts/compatibility.sh makes from the tests' results, the table of features in README.md.
 """
 
