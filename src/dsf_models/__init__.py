@@ -7,7 +7,7 @@ Importing the package registers every architecture with transformers' Auto class
 
 from . import architectures
 from .architectures import *  # noqa: F403
-from .backbone import DSFConfig, DSFMixer, list_architectures
+from .backbone import DSFConfig, DSFMixer, list_architectures, lora_config
 from .errors import NotADynamicalSystemError
 from .filters import FilterSystem
 from .system import DSFSystem, SoftmaxSystem
@@ -22,5 +22,6 @@ __all__ = [
     "SoftmaxSystem",
     "__version__",
     "list_architectures",
+    "lora_config",
     *architectures.__all__,
 ]

@@ -156,13 +156,21 @@ class SoftmaxAttentionMixer(DSFMixer):
         pairs = config.num_heads * length * (past + length)
         return Flops(2 * pairs * (config.state_size + config.head_dim), 4 * pairs)
 
+    def tp_plan(self) -> dict[str, str]:
+        """Return how the projections are sharded: by heads, where nothing else sees all of them."""
+        if self.conv is not None or self.output_norm is not None or self.sliding_window is not None:
+            return super().tp_plan()
+        names = [name for name, _ in self.named_children() if name.endswith("_proj")]
+        return {name: "rowwise" if name == "out_proj" else "colwise" for name in names}
+
     def project(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return q, k, v side by side for the convolution."""
         return torch.cat([self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)], dim=-1), None
 
     def heads(self, qkv: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Split q (b, t, h, n), k (b, t, g, n), v (b, t, g, p), and rotate q and k where positions are rotary."""
-        q, k, v = qkv.split(self.split_sizes, dim=-1)
+        ranks = sum(self.split_sizes) // qkv.shape[-1]  # tensor parallelism leaves a share of the heads
+        q, k, v = qkv.split([width // ranks for width in self.split_sizes], dim=-1)
         q, k = (x.unflatten(-1, (-1, self.state_size)) for x in (q, k))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)

@@ -1,5 +1,6 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
+from .adapters import lora_config
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig
 from .layers import activation_function
@@ -45,6 +46,7 @@ __all__ = [
     "init_log_uniform",
     "init_time_step_bias",
     "list_architectures",
+    "lora_config",
     "register_architecture",
     "rotate",
 ]

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..errors import did_you_mean, require
 from ..version import __version__
+from .adapters import register_with_peft
 from .migrations import VERSION_FIELD, is_newer, migrate, read_version
 
 __all__ = ["MAX_LABELS", "MAX_LAYERS", "MAX_SIZE", "DSFConfig"]
@@ -87,6 +88,8 @@ class DSFConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads"}
     uses_rope: ClassVar[bool] = False
     """Whether the architecture can rotate queries and keys (position_embedding="rope")."""
+    base_model_tp_plan: ClassVar[dict[str, str] | None] = {}
+    """Tensor-parallel plan of the base model; empty, since each model adds what its own modules declare."""
     fixed_fields: ClassVar[dict[str, int]] = {}
     """Shared fields that leave the architecture no choice, with their only value (which is their default)."""
 
@@ -231,6 +234,12 @@ class DSFConfig(PreTrainedConfig):
                 f"does not divide expand · hidden_size = {inner:g}; choose a divisor, or set head_dim.",
             )
             self.head_dim = int(inner // self.num_heads)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        # PEFT reads a model's configuration so, just before it looks its model_type up in its own table.
+        register_with_peft(self.model_type)
+        return super().to_dict()
 
     @property
     def inner_size(self) -> int:

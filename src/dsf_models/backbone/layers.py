@@ -25,6 +25,7 @@ __all__ = [
     "activation_function",
     "build_channel_mixer",
     "build_norm",
+    "gathered_plan",
     "in_segments",
     "residual_std",
     "segment_length",
@@ -67,6 +68,11 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     The common ones are functions: to call a module takes as long as to apply it to the features of one token.
     """
     return _FUNCTIONS.get(name) or ACT2FN[name]
+
+
+def gathered_plan(module: nn.Module) -> dict[str, str]:
+    """Return the tensor-parallel plan that shards the rows of every projection and gathers what they put out."""
+    return {name: "colwise_gather_output" for name, part in module.named_modules() if isinstance(part, nn.Linear)}
 
 
 def build_norm(config: DSFConfig, width: int) -> nn.Module:
@@ -165,6 +171,12 @@ class MLPChannelMixer(nn.Module):
         self.hidden_projs = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(depth - 1))
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
         self.activation = activation_function(config.hidden_act)
+        # A plan names a module for all layers at once, and a second hidden layer mixes what the first one's rows give.
+        self.shallow = max(config.channel_mixer_depths) == 1
+
+    def tp_plan(self) -> dict[str, str]:
+        """Return how the projections are sharded: by hidden features, unless some channel mixer is deep."""
+        return {"up_proj": "colwise", "down_proj": "rowwise"} if self.shallow else gathered_plan(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, t, d) to (b, t, d)."""
@@ -186,6 +198,10 @@ class GatedChannelMixer(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.activation = activation_function(activation)
+
+    def tp_plan(self) -> dict[str, str]:
+        """Return how the projections are sharded: by hidden features."""
+        return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (b, t, d) to (b, t, d)."""

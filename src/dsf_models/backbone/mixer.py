@@ -19,7 +19,14 @@ from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
 from .cache import checked_layer
 from .configuration import DSFConfig
-from .layers import GroupRMSNorm, ShortConvolution, activation_function, residual_std, segment_length
+from .layers import (
+    GroupRMSNorm,
+    ShortConvolution,
+    activation_function,
+    gathered_plan,
+    residual_std,
+    segment_length,
+)
 from .layout import TokenLayout
 
 __all__ = ["CacheShapes", "DSFMixer"]
@@ -141,6 +148,13 @@ class DSFMixer(nn.Module):
         init.normal_(self.out_proj.weight, std=residual_std(self.config))
         for name in self.released_zeros:
             init.zeros_(getattr(self, name))
+
+    def tp_plan(self) -> dict[str, str]:
+        """Return the tensor-parallel style of each projection, by name.
+
+        Rows are sharded and outputs gathered, so that convolution, Λ and norm see all channels on every rank.
+        """
+        return gathered_plan(self)
 
     # ---- what it costs ---------------------------------------------------------------------------------------------
 

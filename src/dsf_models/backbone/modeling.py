@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 from transformers.masking_utils import (
     LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
     create_causal_mask,
@@ -259,6 +260,17 @@ class DSFModel(DSFPreTrainedModel):
         self._keep_transition_parameters_in_float32()
         self.post_init()
 
+    def init_parallel_plans(self) -> None:
+        """Collect the tensor-parallel plan of transformers from what the modules declare."""
+        super().init_parallel_plans()
+        plan = {"embed_tokens": "embedding_rowwise"}
+        for name, module in self.named_modules():
+            if hasattr(module, "tp_plan") and module is not self:
+                generic = replace_layer_number_by_wildcard(name)
+                rules = {f"{generic}.{part}": style for part, style in module.tp_plan().items()}
+                plan |= {replace_layer_number_by_wildcard(key): style for key, style in rules.items()}
+        self._tp_plan = plan | self._tp_plan
+
     def _keep_transition_parameters_in_float32(self) -> None:
         """Keep the parameters of Λ in at least float32, however the model is built or loaded."""
         mixers = [block.token_mixer for block in self.layers]
@@ -440,6 +452,7 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
     _pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {"lm_head": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: DSFConfig) -> None:
