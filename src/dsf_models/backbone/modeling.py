@@ -201,6 +201,18 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
         # weights be overwritten. Here all goes through transformers.initialization, which spares them.
         super()._initialize_weights(module)
 
+    def _resolve_parallel_plans(self, distributed_config: Any) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        tp_plan, ep_plan, fsdp_plan = super()._resolve_parallel_plans(distributed_config)
+        # FSDP2 wants one dtype in a group. transformers gives a mixer, for its Λ in float32, a group of its own.
+        inner = {
+            f"{name}.{part}": "free_full_weight"
+            for name, module in self.named_modules()
+            if name in fsdp_plan and isinstance(module, DSFMixer)
+            for part, child in module.named_children()
+            if any(True for _ in child.parameters())
+        }
+        return tp_plan, ep_plan, inner | fsdp_plan
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
