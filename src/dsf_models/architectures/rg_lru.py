@@ -138,7 +138,7 @@ class RGLRUMixer(DSFMixer):
 
 def _by_blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return x times a block-diagonal matrix, plus a bias: (b, t, h, p), (h, p, p), (h, p) -> (b, t, h, p)."""
-    return torch.einsum("bthp,hpq->bthq", x, weight) + bias
+    return torch.einsum("bthp,hpq->bthq", x, weight.to(x.dtype)) + bias
 
 
 class _BoundedSqrt(torch.autograd.Function):

@@ -284,12 +284,14 @@ class DSFModel(DSFPreTrainedModel):
         self._tp_plan = plan | self._tp_plan
 
     def _keep_transition_parameters_in_float32(self) -> None:
-        """Keep the parameters of Λ in at least float32, however the model is built or loaded."""
-        mixers = [block.token_mixer for block in self.layers]
-        self._keep_in_fp32_modules_strict = {name for mixer in mixers for name in mixer.transition_parameters}
-        for mixer in mixers:
-            for name in mixer.transition_parameters:
-                parameter = getattr(mixer, name)
+        """Keep the parameters of Λ in at least float32, however the model is built or loaded.
+
+        With them go the other parameters that their mixer holds itself: FSDP2 shards parameters of one dtype together.
+        """
+        self._keep_in_fp32_modules_strict = set()
+        for mixer in (block.token_mixer for block in self.layers):
+            for name, parameter in mixer.named_parameters(recurse=False) if mixer.transition_parameters else ():
+                self._keep_in_fp32_modules_strict.add(name)
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
     @capture_outputs
