@@ -28,7 +28,8 @@ def lora_config(model: "PreTrainedModel", train_mixers: bool = False, **fields: 
     Args:
         model: any model of this package.
         train_mixers: train the mixers whole (Λ, convolution and projections) and save them with the adapter, which then
-            adapts the channel mixers. Λ consists of vectors, which have no low-rank update.
+            adapts the channel mixers, or, where there are none, the embedding (PEFT asks for something to adapt). Λ
+            consists of vectors, which have no low-rank update.
         fields: further fields of `peft.LoraConfig` (r, lora_alpha, …).
 
     Returns:
@@ -49,5 +50,5 @@ def lora_config(model: "PreTrainedModel", train_mixers: bool = False, **fields: 
             name
             for name, module in model.base_model.named_modules()
             if isinstance(module, nn.Linear) and not name.startswith(tuple(f"{mixer}." for mixer in mixers))
-        ]
+        ] or ["embed_tokens"]
     return LoraConfig(**fields)
