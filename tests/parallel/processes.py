@@ -138,7 +138,9 @@ def tensor_parallel(rank: int, folder: Path) -> None:
     """Projections by rows or columns, all rows on every process; losses, gradients and cached generation are equal."""
     model, whole = load(folder, tp_size=WORLD), load(folder).eval()
     replicated = {name for name, x in model.named_modules() if isinstance(x, torch.nn.Linear | torch.nn.Embedding)}
-    sharded = {name.rpartition(".")[0] for name, x in model.named_parameters(remove_duplicate=False) if isinstance(x, DTensor)}
+    sharded = {
+        name.rpartition(".")[0] for name, x in model.named_parameters(remove_duplicate=False) if isinstance(x, DTensor)
+    }
     assert replicated - sharded <= {"model.embed_positions"}, replicated - sharded
     assert_saves_whole(rank, model, folder)
     model.eval()

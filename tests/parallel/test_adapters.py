@@ -143,7 +143,9 @@ transition matrix; what it takes in, of its input matrix; and what it gives away
 def test_training_learns_a_text(name):
     """Bytes of a sentence; adapters alone are trained."""
     torch.manual_seed(0)
-    config = small_config(name, "default", vocab_size=128, initializer_range=0.1, hidden_size=32, channel_mixer="swiglu")
+    config = small_config(
+        name, "default", vocab_size=128, initializer_range=0.1, hidden_size=32, channel_mixer="swiglu"
+    )
     model = get_architecture(name).causal_lm_class(config)
     model = get_peft_model(model, lora_config(model, r=8, lora_alpha=32))
     tokens = torch.tensor([list(TEXT.encode())])
