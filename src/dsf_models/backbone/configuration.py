@@ -195,6 +195,8 @@ class DSFConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, with the version that they belong to."""
+        # PEFT reads a model's configuration so, just before it looks its model_type up in its own table.
+        register_with_peft(self.model_type)
         return super().to_dict() | {VERSION_FIELD: __version__}
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -234,12 +236,6 @@ class DSFConfig(PreTrainedConfig):
                 f"does not divide expand · hidden_size = {inner:g}; choose a divisor, or set head_dim.",
             )
             self.head_dim = int(inner // self.num_heads)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields."""
-        # PEFT reads a model's configuration so, just before it looks its model_type up in its own table.
-        register_with_peft(self.model_type)
-        return super().to_dict()
 
     @property
     def inner_size(self) -> int:
