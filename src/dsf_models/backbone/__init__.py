@@ -1,7 +1,8 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
-from .configuration import DSFConfig
+from .configuration import DSFConfig, bounds
+from .generation import DSFGenerationMixin
 from .layers import activation_function
 from .layout import TokenLayout
 from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
@@ -29,6 +30,7 @@ __all__ = [
     "DSFForCausalLM",
     "DSFForSequenceClassification",
     "DSFForTokenClassification",
+    "DSFGenerationMixin",
     "DSFMixer",
     "DSFModel",
     "DSFPreTrainedModel",
@@ -40,6 +42,7 @@ __all__ = [
     "TimeInvariantMixer",
     "TokenLayout",
     "activation_function",
+    "bounds",
     "checked_layer",
     "get_architecture",
     "init_log_uniform",

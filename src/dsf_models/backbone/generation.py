@@ -75,6 +75,10 @@ class DSFGenerationMixin(GenerationMixin):
             sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(copies, dim=0).to(sequences.device)
         return outputs
 
+    def _get_static_cache_init_shape(self) -> None:
+        # transformers would allocate keys and values alike; keys may be narrower, so the first write allocates both.
+        return None
+
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
     """Move the slots of x (b, t) or (b, t, d) into the order (b, t)."""
