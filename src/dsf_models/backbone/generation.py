@@ -3,10 +3,12 @@
 Letters: b batch, t time.
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 
 from .compat import CACHE_NAME
@@ -75,9 +77,34 @@ class DSFGenerationMixin(GenerationMixin):
             sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(copies, dim=0).to(sequences.device)
         return outputs
 
+    def _prefill(
+        self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        # transformers cuts a prompt of ids into chunks, but not one of embeddings: all but its last chunk is fed here.
+        embeds, size = model_kwargs.get("inputs_embeds"), generation_config.prefill_chunk_size
+        if embeds is not None and size is not None:
+            past = int(model_kwargs[CACHE_NAME].get_seq_length())
+            for stop in range(past + size, embeds.shape[1], size):
+                self(**_chunk(model_kwargs, stop - size, stop), logits_to_keep=1)
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
     def _get_static_cache_init_shape(self) -> None:
         # transformers would allocate keys and values alike; keys may be narrower, so the first write allocates both.
         return None
+
+
+def _chunk(model_kwargs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Return what the model is given for the slots from `start` to `stop` of an embedded prompt."""
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    return {
+        "inputs_embeds": model_kwargs["inputs_embeds"][:, start:stop],
+        "attention_mask": None if mask is None else mask[:, :stop],
+        "position_ids": None if positions is None else positions[..., start:stop],
+        CACHE_NAME: model_kwargs[CACHE_NAME],
+        "use_cache": True,
+    }
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
