@@ -97,6 +97,8 @@ def test_the_attention_backend_reaches_the_layers_of_a_saved_model(tmp_path):
 def test_layers_follow_a_changed_configuration():
     config = small_config("hybrid", "rope", mixers=["ssd", "softmax_attention"])
     config.rope_parameters = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}
+    assert config.rotary_config.rope_parameters == config.rope_parameters
+    config.rope_parameters["factor"] = 3.0
     assert config.layer_config(1).rope_parameters == config.rotary_config.rope_parameters == config.rope_parameters
 
 

@@ -80,8 +80,6 @@ class HybridConfig(DSFConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _own_fields(type(self)):
-            self.__dict__["_stale"] = True
         if name == "_attn_implementation_internal":
             # transformers writes it to the model's configuration; attention layers read it from their own.
             for config in self.__dict__.get("_configs", {}).values():
@@ -108,9 +106,13 @@ class HybridConfig(DSFConfig):
 
     def layer_config(self, layer_idx: int) -> DSFConfig:
         """Return the configuration of one layer, an instance of its architecture's own class."""
-        if self.__dict__.get("_stale", True):
-            self._refresh()
-        return self._configs[self.mixers[layer_idx]]
+        return self._layer_configs()[self.mixers[layer_idx]]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Cache layer type of each layer; a property, so that it never reaches config.json."""
+        configs = self._layer_configs()
+        return [configs[name].cache_layer_type for name in self.mixers]
 
     @property
     def rotary_config(self) -> DSFConfig:
@@ -119,21 +121,27 @@ class HybridConfig(DSFConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields; the layers' configurations follow from them."""
-        return {key: value for key, value in super().to_dict().items() if key not in ("_configs", "_stale")}
+        return {key: value for key, value in super().to_dict().items() if key not in ("_configs", "_fields")}
 
     # ---- the layers' configurations ---------------------------------------------------------------------------------
 
     def _choices(self) -> list[str]:
         return [name for name in list_architectures() if get_architecture(name).config_class is not type(self)]
 
-    def _refresh(self) -> None:
-        """Bring the layers' configurations up to date; those that the layers of a model hold stay the same objects."""
-        held = self.__dict__.get("_configs", {})
-        self._configs = {name: self._config_of(name) for name in dict.fromkeys(self.mixers)}
-        for name in held.keys() & self._configs.keys():
-            held[name].__dict__.update(self._configs[name].__dict__)
-            self._configs[name] = held[name]
-        self._stale = False
+    def _layer_configs(self) -> dict[str, DSFConfig]:
+        """Return the layers' configurations by name, brought up to date where a field has changed.
+
+        Those that a model holds stay the same objects, so that a change of the attention backend finds them.
+        """
+        fields = {name: self.__dict__.get(name) for name in _own_fields(type(self))}
+        if fields != self.__dict__.get("_fields"):
+            held = self.__dict__.get("_configs", {})
+            self._configs = {name: self._config_of(name) for name in dict.fromkeys(self.mixers)}
+            for name in held.keys() & self._configs.keys():
+                held[name].__dict__.update(self._configs[name].__dict__)
+                self._configs[name] = held[name]
+            self._fields = copy.deepcopy(fields)
+        return self._configs
 
     def _config_of(self, name: str) -> DSFConfig:
         """Build the configuration of one architecture: what all layers share, and its options."""
@@ -165,7 +173,7 @@ class HybridConfig(DSFConfig):
     def _validate_mixer(self) -> None:
         """Raise where a name or an option is unknown, or a layer's configuration refuses its fields."""
         self._validate_names()
-        self._refresh()
+        self._layer_configs()
 
     def _validate_names(self) -> None:
         self._require_positive("num_hidden_layers")
