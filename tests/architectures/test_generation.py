@@ -123,6 +123,15 @@ def test_generation_goes_on(name, how):
         assert torch.equal(found[:, -6:], expected[:, -6:])
 
 
+@pytest.mark.parametrize("mask", [{}, {"attention_mask": torch.ones(1, 2, dtype=torch.long)}], ids=["none", "short"])
+@torch.no_grad()
+def test_new_tokens_need_the_mask_of_the_whole_text(mask):
+    model, cache = model_of("ssd"), contract.new_cache(model_of("ssd"))
+    model(sequences((5,))[0][None], use_cache=True, **cache)
+    with pytest.raises(ValueError, match=r"tell of 2 tokens, but \w+ holds 5"):
+        generate(model, torch.tensor([[1, 2]]), **mask, **cache)
+
+
 @EVERY_NAME
 @pytest.mark.feature("Decoding loops of one's own (custom_generate)")
 @torch.no_grad()

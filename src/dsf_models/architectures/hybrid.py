@@ -112,7 +112,7 @@ class HybridConfig(DSFConfig):
     def layer_types(self) -> list[str]:
         """Cache layer type of each layer; a property, so that it never reaches config.json."""
         configs = self._layer_configs()
-        return [configs[name].cache_layer_type for name in self.mixers]
+        return [configs[name].cache_layer_type for name in self.mixers[: self.num_hidden_layers]]
 
     @property
     def rotary_config(self) -> DSFConfig:

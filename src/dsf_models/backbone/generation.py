@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 from transformers.generation import GenerationMixin
 
 from .compat import CACHE_NAME
@@ -54,19 +54,16 @@ class DSFGenerationMixin(GenerationMixin):
             kwargs: its further keywords; an attention_mask tells of the pads.
 
         Raises:
-            ValueError: a prompt that goes on from a filled cache ends in a pad.
+            ValueError: a prompt that goes on from a filled cache ends in a pad, or neither it nor the mask tells of the
+                tokens in the cache.
         """
-        mask = kwargs.get("attention_mask")
+        mask, prompt = kwargs.get("attention_mask"), inputs if inputs is not None else kwargs.get("input_ids")
+        for name in ("past_key_values", "cache"):
+            if isinstance(kwargs.get(name), Cache):
+                _check_past(name, int(kwargs[name].get_seq_length()), prompt, mask)
         if mask is None or mask.ndim != 2 or bool((mask[:, -1] != 0).all()):
             return super().generate(inputs, *args, **kwargs)
-        for name in ("past_key_values", "cache"):
-            if kwargs.get(name) is not None and int(kwargs[name].get_seq_length()) > 0:
-                raise ValueError(
-                    f"attention_mask marks the last token of a prompt as a pad, and {name} is filled: tokens in a "
-                    "cache cannot be moved. Pad on the left."
-                )
         order = torch.argsort((mask != 0).to(torch.uint8), dim=1, stable=True)
-        prompt = inputs if inputs is not None else kwargs.get("input_ids")
         for name in ("input_ids", "attention_mask", "position_ids", "inputs_embeds"):
             if kwargs.get(name) is not None:
                 kwargs[name] = _reorder(kwargs[name], order)
@@ -93,6 +90,23 @@ class DSFGenerationMixin(GenerationMixin):
     def _get_static_cache_init_shape(self) -> None:
         # transformers would allocate keys and values alike; keys may be narrower, so the first write allocates both.
         return None
+
+
+def _check_past(name: str, past: int, prompt: Tensor | None, mask: Tensor | None) -> None:
+    """Raise where a prompt cannot go on from the `past` tokens of a cache."""
+    if past == 0:
+        return
+    told = [x.shape[1] for x in (prompt, mask) if x is not None]
+    if told and max(told) <= past:
+        raise ValueError(
+            f"input_ids and attention_mask tell of {max(told)} tokens, but {name} holds {past}: give the whole text, "
+            "or the new tokens with an attention_mask over past and new ones."
+        )
+    if mask is not None and mask.ndim == 2 and not bool((mask[:, -1] != 0).all()):
+        raise ValueError(
+            f"attention_mask marks the last token of a prompt as a pad, and {name} is filled: tokens in a cache cannot "
+            "be moved. Pad on the left."
+        )
 
 
 def _chunk(model_kwargs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
