@@ -155,6 +155,22 @@ def test_listed():
     assert ARCHITECTURE.name == NAME
 
 
+@pytest.mark.parametrize("name", list_architectures())
+def test_transformers_knows_the_classes_by_name(name):
+    """Trainer, pipelines and transformers' own tests ask its tables of names; a generator is known by its bases."""
+    architecture = get_architecture(name)
+    names = {
+        "": architecture.model_class,
+        "_FOR_CAUSAL_LM": architecture.causal_lm_class,
+        "_FOR_SEQUENCE_CLASSIFICATION": architecture.sequence_classification_class,
+        "_FOR_TOKEN_CLASSIFICATION": architecture.token_classification_class,
+    }
+    for head, head_class in names.items():
+        table = getattr(modeling_auto, f"MODEL{head}_MAPPING_NAMES")
+        assert table[architecture.config_class.model_type] == head_class.__name__
+    assert "GenerationMixin" in str(architecture.causal_lm_class.__bases__)
+
+
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
