@@ -190,9 +190,10 @@ def test_configuration_files(name, case, tmp_path):
 
 @every("default")
 def test_only_what_can_be_read_again_is_saved(name, case, tmp_path):
-    """transformers' own tests write attributes of other models to a configuration, and one number to its ranges."""
+    """transformers' own tests change a width, and write fields of other models and one number for a range."""
     config = small_config(name, case)
     config.batch_norm_eps = 1.0
+    config.hidden_size, config.intermediate_size = 2 * config.hidden_size, 2 * config.intermediate_size
     ranges = [field for field in config.to_dict() if "init_range" in field]
     for field in ranges:
         setattr(config, field, 0.5)

@@ -104,6 +104,9 @@ class HybridConfig(DSFConfig):
     def _fill_head_dim(self) -> None:
         """Leave it to the configurations of the layers."""
 
+    def _fit_head_dim(self) -> None:
+        """Leave it to the configurations of the layers."""
+
     def layer_config(self, layer_idx: int) -> DSFConfig:
         """Return the configuration of one layer, an instance of its architecture's own class."""
         return self._layer_configs()[self.mixers[layer_idx]]

@@ -166,6 +166,19 @@ class DSFConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     """Token or tokens that end a generated sequence."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self.attribute_map.get(name, name) in ("hidden_size", "num_heads", "expand") and "_post_init_done" in vars(
+            self
+        ):
+            self._fit_head_dim()
+
+    def _fit_head_dim(self) -> None:
+        """Let head_dim follow a changed size, as it must; where heads do not divide the width, validation says so."""
+        inner = self.expand * self.hidden_size
+        if inner % self.num_heads == 0:
+            self.head_dim = int(inner // self.num_heads)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from what a file holds, written by this version or by an earlier one.
