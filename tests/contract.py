@@ -92,7 +92,7 @@ _GROUPED = {"ssd": {"n_groups": 2}, "softmax_attention": {"num_key_value_heads":
 _WINDOWED = {"softmax_attention": {"sliding_window": 4}}
 HYBRIDS = {
     "default": {"mixers": ["linear_attention", "ssd"]},
-    "bare": {"mixers": ["softmax_attention", "ssd"]},
+    "bare": {"mixers": ["ssd", "softmax_attention"]},
     "full": {"mixer_options": _GROUPED},
     "mlp": {"mixers": ["lstm", "normalized_attention"]},
     "rope_bare": {"mixers": ["softmax_attention", "taylor_attention"]},
@@ -441,6 +441,7 @@ GENERATION = {
     "static cache": {"cache_implementation": "static"},
     "static cache, beams": {"cache_implementation": "static", "num_beams": 2},
     "prefill in chunks": {"prefill_chunk_size": 3},
+    "prefill in chunks, static cache": {"prefill_chunk_size": 3, "cache_implementation": "static"},
 }
 
 

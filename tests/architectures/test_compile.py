@@ -83,6 +83,7 @@ def assert_decoding_is_one_graph(name, case, lengths):
     assert backend.graphs == 1
 
 
+@pytest.mark.feature("Compiled decoding: one graph for all tokens")
 @every("full", "rope", "windowed")
 def test_decoding_is_one_graph(name, case):
     """Generation with a static cache compiles its decoding step once, for all tokens."""
@@ -92,6 +93,22 @@ def test_decoding_is_one_graph(name, case):
 @every("default", "sliding", "constant")
 def test_decoding_from_padded_prompts_is_one_graph(name, case):
     assert_decoding_is_one_graph(name, case, (6, 4))
+
+
+def test_decoding_of_a_hybrid_is_one_graph():
+    """Also where its first layer keeps a state, from which no mask of attention can be sized."""
+    assert_decoding_is_one_graph("hybrid", "bare", (6, 4))
+
+
+@pytest.mark.parametrize("name", ["ssd", "softmax_attention", "hybrid"])
+def test_a_compiled_forward_decodes_with_two_graphs(name):
+    """As transformers' documentation compiles: one graph for the prompt and one for all tokens, also of a next call."""
+    model, backend, ids = one_layer(name, "default"), counting_backend(), torch.stack(sequences((5, 5)))
+    expected = contract.generate(model, ids)
+    model.forward = torch.compile(model.forward, fullgraph=True, backend=backend, dynamic=False)
+    for _ in range(2):
+        assert torch.equal(contract.generate(model, ids, cache_implementation="static"), expected)
+        assert backend.graphs == 2
 
 
 def assert_own_decoding_loop_is_one_graph(name, case, with_positions):

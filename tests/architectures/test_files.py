@@ -188,6 +188,22 @@ def test_configuration_files(name, case, tmp_path):
     assert PreTrainedConfig.from_pretrained(tmp_path).hidden_size == config.hidden_size
 
 
+@every("default")
+def test_only_what_can_be_read_again_is_saved(name, case, tmp_path):
+    """transformers' own tests change a width, and write fields of other models and one number for a range."""
+    config = small_config(name, case)
+    config.batch_norm_eps = 1.0
+    config.hidden_size, config.intermediate_size = 2 * config.hidden_size, 2 * config.intermediate_size
+    ranges = [field for field in config.to_dict() if "init_range" in field]
+    for field in ranges:
+        setattr(config, field, 0.5)
+    assert get_architecture(name).causal_lm_class(config).lm_head.weight.isfinite().all()
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert not hasattr(loaded, "batch_norm_eps")
+    assert all(getattr(loaded, field) == 0.5 for field in ranges)
+
+
 # ---- initialisation -------------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,17 @@ def test_label_alignment(name, case):
 
 @every("default")
 @torch.no_grad()
+def test_labels_shifted_beforehand(name, case):
+    """shift_labels take the place of labels, as sequence parallelism needs it."""
+    model, ids = shared(name, case), token_ids()
+    targets, other = ids.roll(3, dims=1), ids.roll(1, dims=1)
+    expected = scored_by_hand(model(ids).logits, targets)
+    for labels in ({}, {"labels": other}):
+        contract.assert_close(model(ids, shift_labels=targets, **labels).loss, expected, 1e-12)
+
+
+@every("default")
+@torch.no_grad()
 def test_loss_weighted_by_tokens(name, case):
     model, ids = shared(name, case), token_ids()
     labels = ids.masked_fill(torch.arange(20).reshape(2, 10) % 4 == 1, -100)

@@ -79,12 +79,27 @@ def test_the_attention_backend_reaches_the_layers():
     model = fresh("hybrid", "bare")
     expected = model(ids()).logits
     model.set_attn_implementation("eager")
-    assert model.model.layers[0].token_mixer.config._attn_implementation == "eager"
+    assert model.model.layers[1].token_mixer.config._attn_implementation == "eager"
     outputs = model(ids(), output_attentions=True)
     assert_close(outputs.logits, expected, 1e-6)
     (weights,) = outputs.attentions
-    assert_close(weights.double(), model.transfer_matrix(0, ids()), 1e-5)
-    assert fresh("hybrid", "bare", attn_implementation="eager").model.layers[0].self_attn.config._attn_implementation
+    assert_close(weights.double(), model.transfer_matrix(1, ids()), 1e-5)
+    assert fresh("hybrid", "bare", attn_implementation="eager").model.layers[1].self_attn.config._attn_implementation
+
+
+def test_the_attention_backend_reaches_the_layers_of_a_saved_model(tmp_path):
+    model = fresh("hybrid", "bare")
+    model.save_pretrained(tmp_path)
+    model.set_attn_implementation("eager")
+    assert model.model.layers[1].token_mixer.config._attn_implementation == "eager"
+
+
+def test_layers_follow_a_changed_configuration():
+    config = small_config("hybrid", "rope", mixers=["ssd", "softmax_attention"])
+    config.rope_parameters = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}
+    assert config.rotary_config.rope_parameters == config.rope_parameters
+    config.rope_parameters["factor"] = 3.0
+    assert config.layer_config(1).rope_parameters == config.rotary_config.rope_parameters == config.rope_parameters
 
 
 @torch.no_grad()

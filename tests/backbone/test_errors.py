@@ -74,6 +74,14 @@ def test_both_names_of_the_cache(name, head):
     assert "pass only one" in message
 
 
+@every_head
+@pytest.mark.skipif(CACHE_NAME != "cache", reason="before transformers 5.24 past_key_values is the only name")
+def test_the_older_name_of_the_cache_is_told_of(head):
+    model = model_of("ssd", head=head)
+    with pytest.warns(FutureWarning, match=r"`past_key_values` is deprecated .* Use `cache`"):
+        model(ids(), past_key_values=DynamicCache(config=model.config))
+
+
 @every_architecture
 @every_head
 @pytest.mark.parametrize("field", ["past_key_values", "cache"])

@@ -15,8 +15,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers import initialization as init
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dsf_models import DSFSystem, list_architectures
 from dsf_models.backbone import (
@@ -25,6 +25,7 @@ from dsf_models.backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     get_architecture,
@@ -90,7 +91,7 @@ class ConstantDecayModel(DSFModel):
     config: ConstantDecayConfig
 
 
-class ConstantDecayForCausalLM(DSFForCausalLM):
+class ConstantDecayForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     config: ConstantDecayConfig
 
 
@@ -120,7 +121,9 @@ ARCHITECTURE = Architecture(
 def mappings():
     """Return every mapping that `register_architecture` writes."""
     models = [auto_class._model_mapping._extra_content for auto_class in AUTO_CLASSES.values()]
-    return [registry._ARCHITECTURES, CONFIG_MAPPING._extra_content, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *models]
+    heads = ("", "_FOR_CAUSAL_LM", "_FOR_SEQUENCE_CLASSIFICATION", "_FOR_TOKEN_CLASSIFICATION")
+    names = [getattr(modeling_auto, f"MODEL{head}_MAPPING_NAMES") for head in heads]
+    return [registry._ARCHITECTURES, CONFIG_MAPPING._extra_content, *names, *models]
 
 
 @pytest.fixture
@@ -150,6 +153,22 @@ def test_listed():
     assert list_architectures() == sorted(list_architectures())
     assert get_architecture(NAME) is ARCHITECTURE
     assert ARCHITECTURE.name == NAME
+
+
+@pytest.mark.parametrize("name", list_architectures())
+def test_transformers_knows_the_classes_by_name(name):
+    """Trainer, pipelines and transformers' own tests ask its tables of names; a generator is known by its bases."""
+    architecture = get_architecture(name)
+    names = {
+        "": architecture.model_class,
+        "_FOR_CAUSAL_LM": architecture.causal_lm_class,
+        "_FOR_SEQUENCE_CLASSIFICATION": architecture.sequence_classification_class,
+        "_FOR_TOKEN_CLASSIFICATION": architecture.token_classification_class,
+    }
+    for head, head_class in names.items():
+        table = getattr(modeling_auto, f"MODEL{head}_MAPPING_NAMES")
+        assert table[architecture.config_class.model_type] == head_class.__name__
+    assert "GenerationMixin" in str(architecture.causal_lm_class.__bases__)
 
 
 @pytest.mark.usefixtures("registered")

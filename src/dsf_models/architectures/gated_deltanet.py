@@ -27,8 +27,10 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
+    bounds,
     init_time_step_bias,
     register_architecture,
 )
@@ -65,8 +67,8 @@ class GatedDeltaNetConfig(DSFConfig):
     """Smallest Δ at initialisation."""
     time_step_max: float | int = 0.1
     """Largest Δ at initialisation."""
-    a_init_range: list[float | int] | tuple[float | int, ...] = (1.0, 16.0)
-    """Range from which a = exp(A_log) is drawn at initialisation."""
+    a_init_range: float | int | list[float | int] | tuple[float | int, ...] = (1.0, 16.0)
+    """Range from which a = exp(A_log) is drawn at initialisation, or one value."""
 
     def validate_architecture(self) -> None:
         """Raise where sizes or options do not fit together."""
@@ -110,7 +112,7 @@ class GatedDeltaNetMixer(DSFMixer):
         negative eigenvalues β is near 1: what lay along the key is gone.
         """
         config = self.config
-        init.uniform_(self.A_log, *config.a_init_range)
+        init.uniform_(self.A_log, *bounds(config.a_init_range))
         init.copy_(self.A_log, self.A_log.log())
         init_time_step_bias(self.dt_bias, config.time_step_min, config.time_step_max)
 
@@ -145,7 +147,7 @@ class GatedDeltaNetModel(DSFModel):
     config: GatedDeltaNetConfig
 
 
-class GatedDeltaNetForCausalLM(DSFForCausalLM):
+class GatedDeltaNetForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """Gated-DeltaNet language model."""
 
     config: GatedDeltaNetConfig

@@ -23,6 +23,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     register_architecture,
@@ -132,7 +133,7 @@ class GLAModel(DSFModel):
     config: GLAConfig
 
 
-class GLAForCausalLM(DSFForCausalLM):
+class GLAForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """GLA language model."""
 
     config: GLAConfig

@@ -6,6 +6,7 @@ Sources: De et al. 2024 (arXiv 2402.19427) and Lieber et al. 2024 (arXiv 2403.19
 """
 
 import copy
+import functools
 from inspect import get_annotations
 from typing import Any, ClassVar, Literal, get_origin
 
@@ -19,6 +20,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFModel,
     get_architecture,
     list_architectures,
@@ -102,11 +104,18 @@ class HybridConfig(DSFConfig):
     def _fill_head_dim(self) -> None:
         """Leave it to the configurations of the layers."""
 
+    def _fit_head_dim(self) -> None:
+        """Leave it to the configurations of the layers."""
+
     def layer_config(self, layer_idx: int) -> DSFConfig:
         """Return the configuration of one layer, an instance of its architecture's own class."""
-        if "_configs" not in self.__dict__:
-            self._configs = {name: self._config_of(name) for name in dict.fromkeys(self.mixers)}
-        return self._configs[self.mixers[layer_idx]]
+        return self._layer_configs()[self.mixers[layer_idx]]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Cache layer type of each layer; a property, so that it never reaches config.json."""
+        configs = self._layer_configs()
+        return [configs[name].cache_layer_type for name in self.mixers[: self.num_hidden_layers]]
 
     @property
     def rotary_config(self) -> DSFConfig:
@@ -115,14 +124,27 @@ class HybridConfig(DSFConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields; the layers' configurations follow from them."""
-        found = super().to_dict()
-        found.pop("_configs", None)
-        return found
+        return {key: value for key, value in super().to_dict().items() if key not in ("_configs", "_fields")}
 
     # ---- the layers' configurations ---------------------------------------------------------------------------------
 
     def _choices(self) -> list[str]:
         return [name for name in list_architectures() if get_architecture(name).config_class is not type(self)]
+
+    def _layer_configs(self) -> dict[str, DSFConfig]:
+        """Return the layers' configurations by name, brought up to date where a field has changed.
+
+        Those that a model holds stay the same objects, so that a change of the attention backend finds them.
+        """
+        fields = {name: self.__dict__.get(name) for name in _own_fields(type(self))}
+        if fields != self.__dict__.get("_fields"):
+            held = self.__dict__.get("_configs", {})
+            self._configs = {name: self._config_of(name) for name in dict.fromkeys(self.mixers)}
+            for name in held.keys() & self._configs.keys():
+                held[name].__dict__.update(self._configs[name].__dict__)
+                self._configs[name] = held[name]
+            self._fields = copy.deepcopy(fields)
+        return self._configs
 
     def _config_of(self, name: str) -> DSFConfig:
         """Build the configuration of one architecture: what all layers share, and its options."""
@@ -154,8 +176,7 @@ class HybridConfig(DSFConfig):
     def _validate_mixer(self) -> None:
         """Raise where a name or an option is unknown, or a layer's configuration refuses its fields."""
         self._validate_names()
-        self.__dict__.pop("_configs", None)
-        self.layer_config(0)
+        self._layer_configs()
 
     def _validate_names(self) -> None:
         self._require_positive("num_hidden_layers")
@@ -218,6 +239,7 @@ MIXER_FIELDS = {
 """Fields of the mixer, None in a hybrid for the architecture's own default."""
 
 
+@functools.cache
 def _own_fields(config_class: type[DSFConfig]) -> dict[str, Any]:
     """Return the project's own fields of a configuration class, with their types."""
     found: dict[str, Any] = {}
@@ -233,7 +255,7 @@ class HybridModel(AttentionCapabilities, DSFModel):
     config: HybridConfig
 
 
-class HybridForCausalLM(AttentionCapabilities, DSFForCausalLM):
+class HybridForCausalLM(AttentionCapabilities, DSFForCausalLM, DSFGenerationMixin):
     """Hybrid language model."""
 
     config: HybridConfig

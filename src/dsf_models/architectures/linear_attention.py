@@ -20,6 +20,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     register_architecture,
@@ -88,7 +89,7 @@ class LinearAttentionModel(DSFModel):
     config: LinearAttentionConfig
 
 
-class LinearAttentionForCausalLM(DSFForCausalLM):
+class LinearAttentionForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """Linear-attention language model."""
 
     config: LinearAttentionConfig

@@ -20,6 +20,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFModel,
     RecallConstructionMixin,
     TimeInvariantConfig,
@@ -158,7 +159,7 @@ class LRUModel(DSFModel):
     config: LRUConfig
 
 
-class LRUForCausalLM(DSFForCausalLM):
+class LRUForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """LRU language model."""
 
     config: LRUConfig

@@ -23,6 +23,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     DSFStateLayer,
@@ -328,7 +329,7 @@ class LSTMModel(DSFModel):
     config: LSTMConfig
 
 
-class LSTMForCausalLM(DSFForCausalLM):
+class LSTMForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """LSTM language model."""
 
     config: LSTMConfig

@@ -31,6 +31,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     register_architecture,
@@ -199,7 +200,7 @@ class NormalizedAttentionModel(DSFModel):
     config: NormalizedAttentionConfig
 
 
-class NormalizedAttentionForCausalLM(DSFForCausalLM):
+class NormalizedAttentionForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """Normalized-attention language model."""
 
     config: NormalizedAttentionConfig

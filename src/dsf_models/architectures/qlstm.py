@@ -23,6 +23,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     register_architecture,
@@ -148,7 +149,7 @@ class QLSTMModel(DSFModel):
     config: QLSTMConfig
 
 
-class QLSTMForCausalLM(DSFForCausalLM):
+class QLSTMForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """qLSTM language model."""
 
     config: QLSTMConfig

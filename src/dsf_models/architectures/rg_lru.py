@@ -24,6 +24,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     TokenLayout,
@@ -163,7 +164,7 @@ class RGLRUModel(DSFModel):
     config: RGLRUConfig
 
 
-class RGLRUForCausalLM(DSFForCausalLM):
+class RGLRUForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """RG-LRU language model."""
 
     config: RGLRUConfig

@@ -24,6 +24,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFModel,
     TimeInvariantConfig,
     TimeInvariantMixer,
@@ -143,7 +144,7 @@ class S4Model(DSFModel):
     config: S4Config
 
 
-class S4ForCausalLM(DSFForCausalLM):
+class S4ForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """S4 language model."""
 
     config: S4Config

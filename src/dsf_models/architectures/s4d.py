@@ -24,6 +24,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFModel,
     TimeInvariantConfig,
     TimeInvariantMixer,
@@ -149,7 +150,7 @@ class S4DModel(DSFModel):
     config: S4DConfig
 
 
-class S4DForCausalLM(DSFForCausalLM):
+class S4DForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """S4D language model."""
 
     config: S4DConfig

@@ -23,6 +23,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFModel,
     TimeInvariantConfig,
     TimeInvariantMixer,
@@ -163,7 +164,7 @@ class S5Model(DSFModel):
     config: S5Config
 
 
-class S5ForCausalLM(DSFForCausalLM):
+class S5ForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """S5 language model."""
 
     config: S5Config

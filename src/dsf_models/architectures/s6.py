@@ -24,6 +24,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     activation_function,
@@ -174,7 +175,7 @@ class S6Model(DSFModel):
     config: S6Config
 
 
-class S6ForCausalLM(DSFForCausalLM):
+class S6ForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """S6 language model."""
 
     config: S6Config

@@ -34,6 +34,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     DSFSlidingLayer,
@@ -343,7 +344,7 @@ class SoftmaxAttentionModel(AttentionCapabilities, DSFModel):
     config: SoftmaxAttentionConfig
 
 
-class SoftmaxAttentionForCausalLM(AttentionCapabilities, DSFForCausalLM):
+class SoftmaxAttentionForCausalLM(AttentionCapabilities, DSFForCausalLM, DSFGenerationMixin):
     """Softmax-attention language model."""
 
     config: SoftmaxAttentionConfig

@@ -28,8 +28,10 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
+    bounds,
     init_time_step_bias,
     register_architecture,
 )
@@ -73,8 +75,9 @@ class SSDConfig(DSFConfig):
     """Largest Δ at initialisation."""
     time_step_limit: list[float | int] | tuple[float | int, ...] | None = None
     """Bounds that Δ is clamped to; None for none."""
-    a_init_range: list[float | int] | tuple[float | int, ...] | None = None
-    """Range from which a (or A, where decay="constant") is drawn at initialisation. Default: (1, 16), or (-8, -2)."""
+    a_init_range: float | int | list[float | int] | tuple[float | int, ...] | None = None
+    """Range from which a (or A, where decay="constant") is drawn at initialisation, or its one value. Default: (1, 16),
+    or (-8, -2)."""
 
     def fill_defaults(self) -> None:
         """Replace None by the default that depends on other fields."""
@@ -163,10 +166,10 @@ class SSDMixer(DSFMixer):
         """
         config = self.config
         if self.selective:
-            init.uniform_(self.A_log, *config.a_init_range)
+            init.uniform_(self.A_log, *bounds(config.a_init_range))
             init.copy_(self.A_log, self.A_log.log())
         else:
-            init.uniform_(self.A, *config.a_init_range)
+            init.uniform_(self.A, *bounds(config.a_init_range))
         init_time_step_bias(self.dt_bias, config.time_step_min, config.time_step_max)
         init.ones_(self.D)
 
@@ -214,7 +217,7 @@ class SSDModel(DSFModel):
     config: SSDConfig
 
 
-class SSDForCausalLM(DSFForCausalLM):
+class SSDForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """SSD language model."""
 
     config: SSDConfig

@@ -24,6 +24,7 @@ from ..backbone import (
     DSFForCausalLM,
     DSFForSequenceClassification,
     DSFForTokenClassification,
+    DSFGenerationMixin,
     DSFMixer,
     DSFModel,
     register_architecture,
@@ -160,7 +161,7 @@ class TaylorAttentionModel(DSFModel):
     config: TaylorAttentionConfig
 
 
-class TaylorAttentionForCausalLM(DSFForCausalLM):
+class TaylorAttentionForCausalLM(DSFForCausalLM, DSFGenerationMixin):
     """Taylor-attention language model."""
 
     config: TaylorAttentionConfig

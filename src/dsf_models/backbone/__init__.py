@@ -2,7 +2,8 @@
 
 from .adapters import lora_config
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
-from .configuration import DSFConfig
+from .configuration import DSFConfig, bounds
+from .generation import DSFGenerationMixin
 from .layers import activation_function
 from .layout import TokenLayout
 from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
@@ -30,6 +31,7 @@ __all__ = [
     "DSFForCausalLM",
     "DSFForSequenceClassification",
     "DSFForTokenClassification",
+    "DSFGenerationMixin",
     "DSFMixer",
     "DSFModel",
     "DSFPreTrainedModel",
@@ -41,6 +43,7 @@ __all__ = [
     "TimeInvariantMixer",
     "TokenLayout",
     "activation_function",
+    "bounds",
     "checked_layer",
     "get_architecture",
     "init_log_uniform",

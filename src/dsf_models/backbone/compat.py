@@ -1,5 +1,8 @@
 """The one place that knows which transformers release is installed (>= 5.23, < 6)."""
 
+import warnings
+
+import torch
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -10,7 +13,7 @@ CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ 
 
 
 def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """Merge the two names of the cache argument; models accept both on every release.
+    """Merge the two names of the cache argument; models accept both on every release, and warn as transformers does.
 
     Raises:
         ValueError: both were given.
@@ -18,6 +21,10 @@ def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache |
     """
     if past_key_values is not None and cache is not None:
         raise ValueError("past_key_values and cache name the same thing: pass only one of them.")
+    if past_key_values is not None and CACHE_NAME == "cache" and not torch.compiler.is_compiling():
+        warnings.warn(
+            "`past_key_values` is deprecated since transformers 5.24. Use `cache` instead.", FutureWarning, stacklevel=3
+        )
     given = past_key_values if cache is None else cache
     if given is not None and not isinstance(given, Cache):
         raise TypeError(

@@ -1,6 +1,7 @@
 """The configuration that every architecture shares: sizes, block structure, positions, initialisation."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +18,7 @@ from ..version import __version__
 from .adapters import register_with_peft
 from .migrations import VERSION_FIELD, is_newer, migrate, read_version
 
-__all__ = ["MAX_LABELS", "MAX_LAYERS", "MAX_SIZE", "DSFConfig"]
+__all__ = ["MAX_LABELS", "MAX_LAYERS", "MAX_SIZE", "DSFConfig", "bounds"]
 
 logger = logging.get_logger(__name__)
 
@@ -168,6 +169,19 @@ class DSFConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     """Token or tokens that end a generated sequence."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self.attribute_map.get(name, name) in ("hidden_size", "num_heads", "expand") and "_post_init_done" in vars(
+            self
+        ):
+            self._fit_head_dim()
+
+    def _fit_head_dim(self) -> None:
+        """Let head_dim follow a changed size, as it must; where heads do not divide the width, validation says so."""
+        inner = self.expand * self.hidden_size
+        if inner % self.num_heads == 0:
+            self.head_dim = int(inner // self.num_heads)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from what a file holds, written by this version or by an earlier one.
@@ -194,10 +208,11 @@ class DSFConfig(PreTrainedConfig):
         return super().from_dict(fields | changes, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, with the version that they belong to."""
+        """Return all fields with the version they belong to, and those attributes that can be read again."""
         # PEFT reads a model's configuration so, just before it looks its model_type up in its own table.
         register_with_peft(self.model_type)
-        return super().to_dict() | {VERSION_FIELD: __version__}
+        found = super().to_dict() | {VERSION_FIELD: __version__}
+        return {key: value for key, value in found.items() if key in self.__dataclass_fields__ or self._allows(key)}
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("layer_types", None)
@@ -462,7 +477,8 @@ class DSFConfig(PreTrainedConfig):
     def _require_range(self, name: str, kind: str, lowest: float, highest: float) -> None:
         value = getattr(self, name)
         if value is not None:
-            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+            ends = bounds(value)
+            ordered = len(ends) == 2 and lowest <= ends[0] <= ends[1] <= highest
             require(ordered, name, value, f"give two {kind} numbers, the smaller first.")
 
     def _require_order(self, low: str, high: str) -> None:
@@ -479,9 +495,9 @@ class DSFConfig(PreTrainedConfig):
     def _refuse_unknown(self, kwargs: dict[str, Any], version: object) -> None:
         """Raise where a keyword is neither a field nor one of transformers' own; `version` wrote the fields."""
         fields = type(self).__dataclass_fields__
-        allowed, newer = _TRANSFORMERS_KEYS | self._legacy_keys(), is_newer(version)
+        newer = is_newer(version)
         for key in kwargs:
-            if key in allowed or key.startswith("_") or key in self.attribute_map:
+            if self._allows(key):
                 continue
             if key in GenerationConfig._get_default_generation_params():
                 logger.warning_once(f"{key} has no effect in a configuration: set it on model.generation_config.")
@@ -527,6 +543,11 @@ class DSFConfig(PreTrainedConfig):
         )
         require(known, "dtype", dtype, 'give a type of torch by name, such as "bfloat16", or None.')
 
+    def _allows(self, key: str) -> bool:
+        """Whether a key without a field of its own is one of transformers'."""
+        allowed = _TRANSFORMERS_KEYS | self._legacy_keys()
+        return key == VERSION_FIELD or key in allowed or key.startswith("_") or key in self.attribute_map
+
     def _legacy_keys(self) -> set[str]:
         """Spellings that transformers' own conversions accept for fields of this configuration."""
         return {"rope_theta", "rope_scaling", "partial_rotary_factor"} if self.uses_rope else set()
@@ -543,3 +564,8 @@ def _refuse_kernels(fields: dict[str, Any]) -> None:
             value,
             f"a file cannot choose code of the Hub: remove {key}, and pass attn_implementation to from_pretrained.",
         )
+
+
+def bounds(value: float | Sequence[float]) -> tuple[float, ...]:
+    """Return the ends of a range that a field gives, where one number stands for both."""
+    return (value, value) if isinstance(value, float | int) else tuple(value)

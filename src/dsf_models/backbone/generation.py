@@ -3,10 +3,12 @@
 Letters: b batch, t time.
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, GenerationConfig
 from transformers.generation import GenerationMixin
 
 from .compat import CACHE_NAME
@@ -52,19 +54,16 @@ class DSFGenerationMixin(GenerationMixin):
             kwargs: its further keywords; an attention_mask tells of the pads.
 
         Raises:
-            ValueError: a prompt that goes on from a filled cache ends in a pad.
+            ValueError: a prompt that goes on from a filled cache ends in a pad, or neither it nor the mask tells of the
+                tokens in the cache.
         """
-        mask = kwargs.get("attention_mask")
+        mask, prompt = kwargs.get("attention_mask"), inputs if inputs is not None else kwargs.get("input_ids")
+        for name in ("past_key_values", "cache"):
+            if isinstance(kwargs.get(name), Cache):
+                _check_past(name, int(kwargs[name].get_seq_length()), prompt, mask)
         if mask is None or mask.ndim != 2 or bool((mask[:, -1] != 0).all()):
             return super().generate(inputs, *args, **kwargs)
-        for name in ("past_key_values", "cache"):
-            if kwargs.get(name) is not None and int(kwargs[name].get_seq_length()) > 0:
-                raise ValueError(
-                    f"attention_mask marks the last token of a prompt as a pad, and {name} is filled: tokens in a "
-                    "cache cannot be moved. Pad on the left."
-                )
         order = torch.argsort((mask != 0).to(torch.uint8), dim=1, stable=True)
-        prompt = inputs if inputs is not None else kwargs.get("input_ids")
         for name in ("input_ids", "attention_mask", "position_ids", "inputs_embeds"):
             if kwargs.get(name) is not None:
                 kwargs[name] = _reorder(kwargs[name], order)
@@ -74,6 +73,52 @@ class DSFGenerationMixin(GenerationMixin):
             copies = sequences.shape[0] // prompt.shape[0]
             sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(copies, dim=0).to(sequences.device)
         return outputs
+
+    def _prefill(
+        self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        # transformers cuts a prompt of ids into chunks, but not one of embeddings: all but its last chunk is fed here.
+        embeds, size = model_kwargs.get("inputs_embeds"), generation_config.prefill_chunk_size
+        if embeds is not None and size is not None:
+            past = int(model_kwargs[CACHE_NAME].get_seq_length())
+            for stop in range(past + size, embeds.shape[1], size):
+                self(**_chunk(model_kwargs, stop - size, stop), logits_to_keep=1)
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    def _get_static_cache_init_shape(self) -> None:
+        # transformers would allocate keys and values alike; keys may be narrower, so the first write allocates both.
+        return None
+
+
+def _check_past(name: str, past: int, prompt: Tensor | None, mask: Tensor | None) -> None:
+    """Raise where a prompt cannot go on from the `past` tokens of a cache."""
+    if past == 0:
+        return
+    told = [x.shape[1] for x in (prompt, mask) if x is not None]
+    if told and max(told) <= past:
+        raise ValueError(
+            f"input_ids and attention_mask tell of {max(told)} tokens, but {name} holds {past}: give the whole text, "
+            "or the new tokens with an attention_mask over past and new ones."
+        )
+    if mask is not None and mask.ndim == 2 and not bool((mask[:, -1] != 0).all()):
+        raise ValueError(
+            f"attention_mask marks the last token of a prompt as a pad, and {name} is filled: tokens in a cache cannot "
+            "be moved. Pad on the left."
+        )
+
+
+def _chunk(model_kwargs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Return what the model is given for the slots from `start` to `stop` of an embedded prompt."""
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    return {
+        "inputs_embeds": model_kwargs["inputs_embeds"][:, start:stop],
+        "attention_mask": None if mask is None else mask[:, :stop],
+        "position_ids": None if positions is None else positions[..., start:stop],
+        CACHE_NAME: model_kwargs[CACHE_NAME],
+        "use_cache": True,
+    }
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Letters: b batch, t time, d hidden_size, v vocabulary.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,11 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
-from transformers.masking_utils import (
-    LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
-    create_causal_mask,
-    packed_sequence_mask_function,
-)
+from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -71,19 +66,11 @@ def _causal_mask(layer_type: str, config: DSFConfig, **kwargs: Any) -> Any:
     return create_causal_mask(config=config, layer_idx=config.layer_types.index(layer_type), **kwargs)
 
 
-# transformers prepares masks ahead of a compiled decoding step only if every layer type has a mask function.
-LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_state"] = recurrent_mask
-LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_sliding"] = {"dsf_state": recurrent_mask}
-LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["dsf_attention"] = {
-    "dsf_attention": partial(_causal_mask, "dsf_attention"),
-    "dsf_state": recurrent_mask,
-}
-
 _FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__)
 _HINTED_KEYWORDS = sorted(
     _FORWARD_KEYWORDS
     | {"attention_mask", "inputs_embeds", "label_alignment", "labels", "logits_to_keep", "past_key_values"}
-    | {"position_ids", "seq_idx", "use_cache"}
+    | {"position_ids", "seq_idx", "shift_labels", "use_cache"}
 )
 
 
@@ -488,6 +475,27 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
             self.loss_type = "ForTokenClassification"
         self.post_init()
 
+    @staticmethod
+    def create_masks_for_generate(
+        config: DSFConfig, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> dict[str, Tensor | None]:
+        """Return the masks of all layer types, which `generate` prepares ahead of a compiled decoding step.
+
+        Args:
+            config: the model's configuration.
+            inputs_embeds: (b, t, any), for sizes only.
+            attention_mask: padding mask of past and segment (b, past + t), or None.
+            kwargs: the cache, and what masks of other models need.
+        """
+        inputs = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            CACHE_NAME: kwargs[CACHE_NAME],
+        }
+        attending = set(config.layer_types) & set(ATTENTION_LAYER_TYPES)
+        masks = {layer_type: _causal_mask(layer_type, config, **inputs) for layer_type in attending}
+        return masks | {"dsf_state": recurrent_mask(config, inputs_embeds, attention_mask)}
+
     @can_return_tuple
     def forward(
         self,
@@ -508,6 +516,8 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
 
         * labels: (b, t), -100 where nothing is scored. Pads are never scored, and predict nothing.
         * logits_to_keep: number of last positions (0: all), or their indices; only these are scored.
+        * shift_labels: (b, t) labels that stand where they are predicted, as sequence parallelism makes them; they take
+          the place of labels, which may be given too.
         * label_alignment: "next" scores the output at t against labels[t + 1], "same" against labels[t]; default: the
           configuration's.
         * num_items_in_batch: the number of labels over accumulated batches, to weight the loss by tokens.
@@ -519,7 +529,9 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
             ValueError: an unknown label_alignment, or what `DSFModel.forward` raises.
         """
         # No parameter: Trainer takes every parameter with "label" in its name for labels that a batch must hold.
-        alignment = kwargs.pop("label_alignment", None)
+        alignment, shift_labels = kwargs.pop("label_alignment", None), kwargs.pop("shift_labels", None)
+        if shift_labels is not None:
+            labels, alignment = shift_labels, "same"
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -9,7 +9,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from ..errors import suggest
 from .configuration import DSFConfig
@@ -80,8 +85,11 @@ def register_architecture(architecture: Architecture) -> None:
     AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)
     AutoModelForSequenceClassification.register(config_class, architecture.sequence_classification_class)
     AutoModelForTokenClassification.register(config_class, architecture.token_classification_class)
-    # Trainer shifts labels for label smoothing only if the class's name stands here.
+    # By these names Trainer knows whose labels it must shift for label smoothing, and pipelines what they can run.
+    MODEL_MAPPING_NAMES[model_type] = architecture.model_class.__name__
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = architecture.causal_lm_class.__name__
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[model_type] = architecture.sequence_classification_class.__name__
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[model_type] = architecture.token_classification_class.__name__
     _ARCHITECTURES[architecture.name] = architecture
 
 
