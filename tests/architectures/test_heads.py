@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from dsf_models.errors import NotADynamicalSystemError
+from dsf_models.system import SoftmaxSystem
 from tests import contract
-from tests.contract import CACHE_NAME, HEADS, PADDING, VOCAB, every, fresh, gradients, sequences, shared
+from tests.contract import CACHE_NAME, HEADS, NEEDED, PADDING, VOCAB, every, fresh, gradients, sequences, shared
 
 FLOAT32 = torch.float32
 
@@ -42,6 +44,7 @@ def test_label_alignment(name, case):
         model(ids, labels=labels, label_alignment="shifted")
 
 
+@pytest.mark.feature("Token-weighted loss (num_items_in_batch)")
 @every("default")
 @torch.no_grad()
 def test_loss_weighted_by_tokens(name, case):
@@ -56,6 +59,7 @@ def test_loss_weighted_by_tokens(name, case):
     contract.assert_close(sum(parts), whole, 1e-12)
 
 
+@pytest.mark.feature("logits_to_keep")
 @every("default")
 @torch.no_grad()
 def test_logits_to_keep(name, case):
@@ -80,6 +84,7 @@ def test_a_loss_of_ones_own(name, case):
 # ---- classification -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.feature("Sequence classification")
 @every("default", "full")
 @torch.no_grad()
 def test_pooling_of_the_last_real_token(name, case):
@@ -102,6 +107,7 @@ def test_pooling_of_the_last_real_token(name, case):
     assert contract.error(model(ids).logits, alone) > 1e-3
 
 
+@pytest.mark.feature("Regression and multi-label heads")
 @every("default")
 @pytest.mark.parametrize(
     ("num_labels", "labels", "problem_type"),
@@ -129,6 +135,7 @@ def test_sequence_classification_losses(name, case, num_labels, labels, problem_
     outputs.loss.backward()
 
 
+@pytest.mark.feature("Token classification")
 @every("default")
 @torch.no_grad()
 def test_token_classification(name, case):
@@ -163,6 +170,7 @@ def test_gradients_reach_every_parameter(name, case):
         assert all(bool(gradient.isfinite().all()) for gradient in found.values())
 
 
+@pytest.mark.feature("Activation checkpointing")
 @every("full", "minimal")
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_gradient_checkpointing(name, case, use_reentrant):
@@ -180,6 +188,7 @@ def test_gradient_checkpointing(name, case, use_reentrant):
         assert cached.get(CACHE_NAME) is None
 
 
+@pytest.mark.feature("Hidden states (output_hidden_states)")
 @every("default", "full")
 @torch.no_grad()
 def test_outputs(name, case):
@@ -233,6 +242,7 @@ def test_gradients_with_a_cache(name, case):
     assert all(bool(gradient.isfinite().all()) for gradient in gradients(model, sum(losses)).values())
 
 
+@pytest.mark.feature("Resized embeddings")
 @every("default", "full")
 @torch.no_grad()
 def test_resized_embeddings(name, case, tmp_path):
@@ -246,6 +256,7 @@ def test_resized_embeddings(name, case, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
+@pytest.mark.feature("Tied embeddings")
 @every("default", "full")
 @torch.no_grad()
 def test_tied_embeddings(name, case, tmp_path):
@@ -257,3 +268,76 @@ def test_tied_embeddings(name, case, tmp_path):
     assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
     untied = fresh(name, case, tie_word_embeddings=False)
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+# ---- attention weights ----------------------------------------------------------------------------------------------
+
+
+def shares_transition_in_heads(model):
+    """Whether every layer has one Φ for all channels of a head."""
+    systems = model.dsf_systems(token_ids())
+    return all(system is not None and system.transfer_matrix().ndim == 4 for system in systems)
+
+
+@pytest.mark.feature("Attention weights (output_attentions)")
+@every("default", "full", "bare")
+@torch.no_grad()
+def test_output_attentions(name, case):
+    """Φ of every layer, or the attention layers' weights, rows and columns in the order of the slots."""
+    for head in HEADS:
+        model = fresh(name, case, head, attn_implementation="eager").double()
+        softmax = [isinstance(system, SoftmaxSystem) for system in model.dsf_systems(token_ids())]
+        if not any(softmax) and not shares_transition_in_heads(model):
+            with pytest.raises((ValueError, NotADynamicalSystemError), match=r"transfer_matrix\(layer\)|is an LSTM"):
+                model(token_ids(), output_attentions=True)
+            continue
+        layers = [layer for layer, is_softmax in enumerate(softmax) if is_softmax or not any(softmax)]
+        for inputs in ({}, {"attention_mask": contract.padding_mask("left", (10, 6))}):
+            outputs = model(token_ids(), output_attentions=True, **inputs)
+            contract.assert_close(outputs[0], model(token_ids(), **inputs)[0], 1e-12)
+            assert len(outputs.attentions) == len(layers)
+            real = inputs.get("attention_mask", torch.ones(2, 10, dtype=torch.bool))[:, None, :, None]
+            for layer, weights in zip(layers, outputs.attentions, strict=True):
+                assert weights.shape == (2, weights.shape[1], 10, 10)
+                expected = model.transfer_matrix(layer, token_ids(), **inputs)
+                # transformers' eager attention takes its softmax in float32, whatever the model's dtype.
+                contract.assert_close(weights * real, expected * real, 1e-6 if any(softmax) else 1e-10)
+        if not any(softmax) and head == "causal_lm":
+            cache = contract.new_cache(model)
+            model(token_ids()[:, :4], output_attentions=True, **cache)
+            with pytest.raises(ValueError, match=r"output_attentions=True with a cache that holds 4 tokens"):
+                model(token_ids()[:, 4:], output_attentions=True, **cache)
+    if name not in NEEDED and not any(softmax) and not shares_transition_in_heads(model):
+        pytest.skip("channels of a head have different transfer matrices: ask model.transfer_matrix(layer)")
+
+
+# ---- real-valued inputs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.feature("Real-valued inputs")
+@every("default", "full")
+def test_inputs_values(name, case, tmp_path):
+    """A regression on vectors of real numbers: padded = alone, gradients, save and load, and what is refused."""
+    model = fresh(name, case, "sequence_classification", num_labels=1, problem_type="regression", input_size=3).double()
+    values = torch.randn(3, 12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for side in PADDING:
+        mask = contract.padding_mask(side)
+        placed = torch.full((*mask.shape, 3), 7.0, dtype=torch.float64)
+        rows = [row[:length] for row, length in zip(values, contract.LENGTHS, strict=True)]
+        placed[mask] = torch.cat(rows)
+        alone = torch.cat([model(inputs_values=row[None]).logits for row in rows])
+        contract.assert_close(model(inputs_values=placed, attention_mask=mask).logits, alone, 1e-10, side)
+    model(inputs_values=values, labels=torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)).loss.backward()
+    used = {key: parameter.grad for key, parameter in model.named_parameters() if "embed_tokens" not in key}
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in used.values())
+    assert float(model.model.embed_values.weight.grad.abs().max()) > 0
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    assert torch.equal(loaded(inputs_values=values).logits, model(inputs_values=values).logits)
+    for wrong in (values[..., :2], values[0]):
+        with pytest.raises(ValueError, match=r"inputs_values of shape .* with input_size=3: build the model with"):
+            model(inputs_values=wrong)
+    with pytest.raises(ValueError, match="give exactly one of"):
+        model(token_ids(), inputs_values=values)
+    with pytest.raises(ValueError, match="input_size=None"):
+        fresh(name, case, "model")(inputs_values=values)

@@ -84,6 +84,7 @@ def loss_by_hand(model, batch, alignment, smoothing):
     return ((1 - smoothing) * of_label + smoothing * surprise.mean(-1))[scored].mean().item()
 
 
+@pytest.mark.feature("Trainer: loss and label smoothing")
 @pytest.mark.parametrize(("name", "alignment", "smoothing"), LOSSES)
 def test_loss(name, alignment, smoothing, tmp_path):
     """The trained and the evaluated loss, with and without label smoothing, are those worked out by hand."""
@@ -96,6 +97,7 @@ def test_loss(name, alignment, smoothing, tmp_path):
     assert losses(run) == pytest.approx([expected], rel=1e-5)
 
 
+@pytest.mark.feature("Trainer: loss and label smoothing")
 @pytest.mark.parametrize(("name", "alignment", "smoothing"), LOSSES)
 def test_step(name, alignment, smoothing, tmp_path):
     """One step of SGD goes down the gradient of the mean over all scored tokens of the accumulated batches."""
@@ -116,6 +118,7 @@ def test_step(name, alignment, smoothing, tmp_path):
     contract.assert_close((start - weights(model)) / 0.1, gradient, 1e-4)
 
 
+@pytest.mark.feature("Trainer: gradient accumulation")
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_gradient_accumulation(name, head, tmp_path):
     """Two batches of two = one batch of four, though their rows score different numbers of tokens."""
@@ -140,6 +143,7 @@ def test_labels_are_the_only_labels(name, head):
     assert find_labels(getattr(get_architecture(name), f"{head}_class")) == ["labels"]
 
 
+@pytest.mark.feature("Trainer: evaluation and prediction")
 @every_architecture
 @every_head
 @torch.no_grad()
@@ -158,6 +162,7 @@ def test_evaluation_and_prediction(name, head, tmp_path):
     assert np.ptp(found) <= 1e-6 * np.max(found)
 
 
+@pytest.mark.feature("Trainer: exact resume")
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_resumed(name, head, tmp_path):
     """A run that stops after two steps and goes on from its checkpoint = the uninterrupted run, dropout and all."""
