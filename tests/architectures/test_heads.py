@@ -358,3 +358,18 @@ def test_inputs_values(name, case, tmp_path):
         model(token_ids(), inputs_values=values)
     with pytest.raises(ValueError, match="input_size=None"):
         fresh(name, case, "model")(inputs_values=values)
+
+
+@pytest.mark.feature("Trainer: bfloat16")
+@every()
+def test_autocast(name, case):
+    """Training and decoding under autocast to bfloat16 follow float32."""
+    model, ids = fresh(name, case).train(), token_ids()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    contract.assert_close(loss, model(ids, labels=ids).loss, 3e-2)
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        decoded = contract.logits_in_segments(model, ids, [6, 7])
+        contract.assert_close(decoded, model(ids, use_cache=False).logits, 5e-2)
