@@ -36,6 +36,10 @@ LOSSES = [
     *((name, *loss) for name in list_architectures() for loss in (("next", 0.2), ("same", 0.0))),
     *((ALL_OF, *loss) for loss in (("next", 0.0), ("same", 0.2))),
 ]
+REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
+others_slowly = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in REPRESENTATIVES else pytest.mark.slow) for n in list_architectures()]
+)
 every_head = pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "token_classification"])
 
 
@@ -228,7 +232,7 @@ def test_packed_training_with_a_cache_asked_for(name):
 
 
 @pytest.mark.feature("Trainer: bfloat16")
-@every_architecture
+@others_slowly
 def test_bfloat16(name, tmp_path):
     """Autocast keeps all weights in float32, a bfloat16 model those of its transition; both follow float32."""
     found = {}
@@ -312,7 +316,7 @@ def compiled_losses(name, folder, backend):
     return found
 
 
-@pytest.mark.parametrize("name", ["ssd", "softmax_attention", "hybrid"])
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_compiled_training(name, tmp_path):
     plain, compiled = compiled_losses(name, tmp_path, "eager")
     assert compiled == pytest.approx(plain, rel=1e-5)
