@@ -56,16 +56,19 @@ def assert_training_step_is_one_graph(name, case, kind):
     assert backend.graphs == 1
 
 
+@pytest.mark.feature("torch.compile of training")
 @every("default", "channel", "windowed")
 def test_training_step_is_one_graph(name, case):
     assert_training_step_is_one_graph(name, case, "plain")
 
 
+@pytest.mark.feature("torch.compile of training")
 @every("full", "constant", "sliding")
 def test_training_step_on_padded_rows_is_one_graph(name, case):
     assert_training_step_is_one_graph(name, case, "padded")
 
 
+@pytest.mark.feature("torch.compile of training")
 @every("default", "rope", "sliding", "windowed", "channel")
 def test_training_step_on_packed_rows_is_one_graph(name, case):
     assert_training_step_is_one_graph(name, case, "packed")

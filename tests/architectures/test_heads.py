@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from dsf_models.errors import NotADynamicalSystemError
+from dsf_models.system import SoftmaxSystem
 from tests import contract
-from tests.contract import CACHE_NAME, HEADS, PADDING, VOCAB, every, fresh, gradients, sequences, shared
+from tests.contract import CACHE_NAME, HEADS, NEEDED, PADDING, VOCAB, every, fresh, gradients, sequences, shared
 
 FLOAT32 = torch.float32
 
@@ -42,6 +44,7 @@ def test_label_alignment(name, case):
         model(ids, labels=labels, label_alignment="shifted")
 
 
+@pytest.mark.feature("Token-weighted loss (num_items_in_batch)")
 @every("default")
 @torch.no_grad()
 def test_labels_shifted_beforehand(name, case):
@@ -67,6 +70,7 @@ def test_loss_weighted_by_tokens(name, case):
     contract.assert_close(sum(parts), whole, 1e-12)
 
 
+@pytest.mark.feature("logits_to_keep")
 @every("default")
 @torch.no_grad()
 def test_logits_to_keep(name, case):
@@ -91,6 +95,7 @@ def test_a_loss_of_ones_own(name, case):
 # ---- classification -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.feature("Sequence classification")
 @every("default", "full")
 @torch.no_grad()
 def test_pooling_of_the_last_real_token(name, case):
@@ -113,6 +118,7 @@ def test_pooling_of_the_last_real_token(name, case):
     assert contract.error(model(ids).logits, alone) > 1e-3
 
 
+@pytest.mark.feature("Regression and multi-label heads")
 @every("default")
 @pytest.mark.parametrize(
     ("num_labels", "labels", "problem_type"),
@@ -140,6 +146,7 @@ def test_sequence_classification_losses(name, case, num_labels, labels, problem_
     outputs.loss.backward()
 
 
+@pytest.mark.feature("Token classification")
 @every("default")
 @torch.no_grad()
 def test_token_classification(name, case):
@@ -174,6 +181,7 @@ def test_gradients_reach_every_parameter(name, case):
         assert all(bool(gradient.isfinite().all()) for gradient in found.values())
 
 
+@pytest.mark.feature("Activation checkpointing")
 @every("full", "minimal")
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_gradient_checkpointing(name, case, use_reentrant):
@@ -191,6 +199,7 @@ def test_gradient_checkpointing(name, case, use_reentrant):
         assert cached.get(CACHE_NAME) is None
 
 
+@pytest.mark.feature("Hidden states (output_hidden_states)")
 @every("default", "full")
 @torch.no_grad()
 def test_outputs(name, case):
@@ -244,6 +253,7 @@ def test_gradients_with_a_cache(name, case):
     assert all(bool(gradient.isfinite().all()) for gradient in gradients(model, sum(losses)).values())
 
 
+@pytest.mark.feature("Resized embeddings")
 @every("default", "full")
 @torch.no_grad()
 def test_resized_embeddings(name, case, tmp_path):
@@ -257,6 +267,25 @@ def test_resized_embeddings(name, case, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
+@pytest.mark.feature("Resized embeddings")
+@every("default", "full")
+@torch.no_grad()
+def test_resized_embeddings_to_a_multiple(name, case):
+    """Tied or not, to a multiple and back, with new rows drawn around the mean of the old ones or not."""
+    for mean_resizing, tied in itertools.product((True, False), repeat=2):
+        model, ids = fresh(name, case, tie_word_embeddings=tied), token_ids()
+        logits = model(ids).logits
+        model.resize_token_embeddings(VOCAB + 1, pad_to_multiple_of=16, mean_resizing=mean_resizing)
+        assert model.config.vocab_size == model.lm_head.out_features == 48
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        contract.assert_close(model(ids).logits[..., :VOCAB], logits, 1e-6)
+        loss = model(ids, labels=ids + 7).loss
+        contract.assert_close(loss, scored_by_hand(model(ids).logits[:, :-1], ids[:, 1:] + 7), 1e-6)
+        model.resize_token_embeddings(VOCAB)
+        contract.assert_close(model(ids).logits, logits, 1e-6)
+
+
+@pytest.mark.feature("Tied embeddings")
 @every("default", "full")
 @torch.no_grad()
 def test_tied_embeddings(name, case, tmp_path):
@@ -268,3 +297,90 @@ def test_tied_embeddings(name, case, tmp_path):
     assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
     untied = fresh(name, case, tie_word_embeddings=False)
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+# ---- attention weights ----------------------------------------------------------------------------------------------
+
+
+def shares_transition_in_heads(model):
+    """Whether every layer has one Φ for all channels of a head."""
+    systems = model.dsf_systems(token_ids())
+    return all(system is not None and system.transfer_matrix().ndim == 4 for system in systems)
+
+
+@pytest.mark.feature("Attention weights (output_attentions)")
+@every("default", "full", "bare")
+@torch.no_grad()
+def test_output_attentions(name, case):
+    """Φ of every layer, or the attention layers' weights, rows and columns in the order of the slots."""
+    for head in HEADS:
+        model = fresh(name, case, head, attn_implementation="eager").double()
+        softmax = [isinstance(system, SoftmaxSystem) for system in model.dsf_systems(token_ids())]
+        if not any(softmax) and not shares_transition_in_heads(model):
+            with pytest.raises((ValueError, NotADynamicalSystemError), match=r"transfer_matrix\(layer\)|is an LSTM"):
+                model(token_ids(), output_attentions=True)
+            continue
+        layers = [layer for layer, is_softmax in enumerate(softmax) if is_softmax or not any(softmax)]
+        for inputs in ({}, {"attention_mask": contract.padding_mask("left", (10, 6))}):
+            outputs = model(token_ids(), output_attentions=True, **inputs)
+            contract.assert_close(outputs[0], model(token_ids(), **inputs)[0], 1e-12)
+            assert len(outputs.attentions) == len(layers)
+            real = inputs.get("attention_mask", torch.ones(2, 10, dtype=torch.bool))[:, None, :, None]
+            for layer, weights in zip(layers, outputs.attentions, strict=True):
+                assert weights.shape == (2, weights.shape[1], 10, 10)
+                expected = model.transfer_matrix(layer, token_ids(), **inputs)
+                contract.assert_close(weights * real, expected * real, 1e-10)
+        if not any(softmax) and head == "causal_lm":
+            cache = contract.new_cache(model)
+            model(token_ids()[:, :4], output_attentions=True, **cache)
+            with pytest.raises(ValueError, match=r"output_attentions=True with a cache that holds 4 tokens"):
+                model(token_ids()[:, 4:], output_attentions=True, **cache)
+    if name not in NEEDED and not any(softmax) and not shares_transition_in_heads(model):
+        pytest.skip("channels of a head have different transfer matrices: ask model.transfer_matrix(layer)")
+
+
+# ---- real-valued inputs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.feature("Real-valued inputs")
+@every("default", "full")
+def test_inputs_values(name, case, tmp_path):
+    """A regression on vectors of real numbers: padded = alone, gradients, save and load, and what is refused."""
+    model = fresh(name, case, "sequence_classification", num_labels=1, problem_type="regression", input_size=3).double()
+    values = torch.randn(3, 12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for side in PADDING:
+        mask = contract.padding_mask(side)
+        placed = torch.full((*mask.shape, 3), 7.0, dtype=torch.float64)
+        rows = [row[:length] for row, length in zip(values, contract.LENGTHS, strict=True)]
+        placed[mask] = torch.cat(rows)
+        alone = torch.cat([model(inputs_values=row[None]).logits for row in rows])
+        contract.assert_close(model(inputs_values=placed, attention_mask=mask).logits, alone, 1e-10, side)
+    model(inputs_values=values, labels=torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)).loss.backward()
+    used = {key: parameter.grad for key, parameter in model.named_parameters() if "embed_tokens" not in key}
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in used.values())
+    assert float(model.model.embed_values.weight.grad.abs().max()) > 0
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    assert torch.equal(loaded(inputs_values=values).logits, model(inputs_values=values).logits)
+    for wrong in (values[..., :2], values[0]):
+        with pytest.raises(ValueError, match=r"inputs_values of shape .* with input_size=3: build the model with"):
+            model(inputs_values=wrong)
+    with pytest.raises(ValueError, match="give exactly one of"):
+        model(token_ids(), inputs_values=values)
+    with pytest.raises(ValueError, match="input_size=None"):
+        fresh(name, case, "model")(inputs_values=values)
+
+
+@pytest.mark.feature("Trainer: bfloat16")
+@every()
+def test_autocast(name, case):
+    """Training and decoding under autocast to bfloat16 follow float32."""
+    model, ids = fresh(name, case).train(), token_ids()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    contract.assert_close(loss, model(ids, labels=ids).loss, 3e-2)
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        decoded = contract.logits_in_segments(model, ids, [6, 7])
+        contract.assert_close(decoded, model(ids, use_cache=False).logits, 5e-2)

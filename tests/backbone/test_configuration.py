@@ -177,6 +177,7 @@ MLP = {"channel_mixer": "mlp"}
 ALIVE = {
     "vocab_size": Alive([VOCAB, VOCAB + 2]),
     "hidden_size": Alive([16, 24]),
+    "input_size": Alive([None, 1, 3]),
     "num_hidden_layers": Alive([1, 2]),
     "num_heads": Alive([4, 2, 1]),
     "head_dim": Alive([4, 8], along=[{"expand": 1}, {"expand": 2}]),
@@ -352,6 +353,7 @@ NONSENSE = [
     ({"channel_mixer_depth": [1, 1], "channel_mixer": "geglu"}, ["channel_mixer_depth=[1, 1]", "'geglu'"]),
     ({"pre_channel_mixer": True}, ["pre_channel_mixer=True", "set channel_mixer"]),
     ({"intermediate_size": 0}, ["intermediate_size=0", "positive"]),
+    ({"input_size": 0}, ["input_size=0", "positive", "None"]),
     ({"position_embedding": "learned"}, ["position_embedding='learned'", "set max_position_embeddings"]),
     ({"max_position_embeddings": 0}, ["max_position_embeddings=0", "None for no limit"]),
     ({"norm_eps": 0.0}, ["norm_eps=0.0", "positive"]),

@@ -150,7 +150,7 @@ def test_both_or_neither_of_ids_and_embeddings(name, head):
     model = model_of(name, head=head)
     embeds = model.get_input_embeddings()(ids())
     for inputs in ({}, {"input_ids": ids(), "inputs_embeds": embeds}):
-        assert "give exactly one of input_ids and inputs_embeds" in refusal(model, ValueError, **inputs)
+        assert "give exactly one of input_ids, inputs_embeds and inputs_values" in refusal(model, ValueError, **inputs)
 
 
 @every_architecture

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Trainer, TrainingArguments
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.trainer_utils import set_seed
 from transformers.utils.generic import find_labels
 
@@ -27,6 +36,10 @@ LOSSES = [
     *((name, *loss) for name in list_architectures() for loss in (("next", 0.2), ("same", 0.0))),
     *((ALL_OF, *loss) for loss in (("next", 0.0), ("same", 0.2))),
 ]
+REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
+others_slowly = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in REPRESENTATIVES else pytest.mark.slow) for n in list_architectures()]
+)
 every_head = pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "token_classification"])
 
 
@@ -48,7 +61,7 @@ def model_of(name, head="causal_lm", **changes):
     return fresh(name, "default", head, **depth | {"initializer_range": 0.1} | changes)
 
 
-def trainer(model, folder, data=None, **options):
+def trainer(model, folder, data=None, parts=None, **options):
     """Return a trainer with plain SGD, which turns a wrong gradient into as wrong a step."""
     options = {
         "learning_rate": 0.1,
@@ -61,7 +74,7 @@ def trainer(model, folder, data=None, **options):
     arguments = TrainingArguments(
         output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, max_grad_norm=0.0, seed=1, **options
     )
-    return Trainer(model, arguments, train_dataset=data, eval_dataset=data)
+    return Trainer(model, arguments, train_dataset=data, eval_dataset=data, **(parts or {}))
 
 
 def losses(run):
@@ -84,6 +97,7 @@ def loss_by_hand(model, batch, alignment, smoothing):
     return ((1 - smoothing) * of_label + smoothing * surprise.mean(-1))[scored].mean().item()
 
 
+@pytest.mark.feature("Trainer: loss and label smoothing")
 @pytest.mark.parametrize(("name", "alignment", "smoothing"), LOSSES)
 def test_loss(name, alignment, smoothing, tmp_path):
     """The trained and the evaluated loss, with and without label smoothing, are those worked out by hand."""
@@ -96,6 +110,7 @@ def test_loss(name, alignment, smoothing, tmp_path):
     assert losses(run) == pytest.approx([expected], rel=1e-5)
 
 
+@pytest.mark.feature("Trainer: loss and label smoothing")
 @pytest.mark.parametrize(("name", "alignment", "smoothing"), LOSSES)
 def test_step(name, alignment, smoothing, tmp_path):
     """One step of SGD goes down the gradient of the mean over all scored tokens of the accumulated batches."""
@@ -116,6 +131,7 @@ def test_step(name, alignment, smoothing, tmp_path):
     contract.assert_close((start - weights(model)) / 0.1, gradient, 1e-4)
 
 
+@pytest.mark.feature("Trainer: gradient accumulation")
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_gradient_accumulation(name, head, tmp_path):
     """Two batches of two = one batch of four, though their rows score different numbers of tokens."""
@@ -140,6 +156,7 @@ def test_labels_are_the_only_labels(name, head):
     assert find_labels(getattr(get_architecture(name), f"{head}_class")) == ["labels"]
 
 
+@pytest.mark.feature("Trainer: evaluation and prediction")
 @every_architecture
 @every_head
 @torch.no_grad()
@@ -158,6 +175,7 @@ def test_evaluation_and_prediction(name, head, tmp_path):
     assert np.ptp(found) <= 1e-6 * np.max(found)
 
 
+@pytest.mark.feature("Trainer: exact resume")
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_resumed(name, head, tmp_path):
     """A run that stops after two steps and goes on from its checkpoint = the uninterrupted run, dropout and all."""
@@ -175,3 +193,138 @@ def test_resumed(name, head, tmp_path):
     assert losses(resumed) == losses(uninterrupted)
     stored = type(whole).from_pretrained(tmp_path / "checkpoint-4")
     assert torch.equal(weights(stored), weights(whole))
+
+
+@pytest.mark.feature("Packed documents")
+@every_architecture
+def test_packed_training(name, tmp_path):
+    """A step on rows that the collator packs goes down the gradient of the documents alone, with use_cache=True."""
+    model = model_of(name)
+    documents = [row["input_ids"][: LENGTH - index] for index, row in enumerate(rows(count=4))]
+    scored = sum(len(document) - 1 for document in documents)
+    losses_alone = [model(row[None], labels=row[None], num_items_in_batch=scored).loss for row in documents]
+    expected = float(sum(losses_alone))
+    gradient = contract.gradients(model, sum(losses_alone))
+    unreached = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
+    gradient = torch.cat([value.flatten() for value in (unreached | gradient).values()])
+    start = weights(model)
+    collator = DataCollatorWithFlattening(return_seq_idx=True, return_flash_attn_kwargs=True)
+    data = [{"input_ids": row.tolist()} for row in documents]
+    run = trainer(model, tmp_path, data, {"data_collator": collator}, max_steps=1, use_cache=True)
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    run.train()
+    assert losses(run) == pytest.approx([expected], rel=1e-5)
+    contract.assert_close((start - weights(model)) / 0.1, gradient, 1e-4)
+
+
+@pytest.mark.feature("Packed documents")
+@every_architecture
+def test_packed_training_with_a_cache_asked_for(name):
+    """Documents told by position_ids alone never leak into each other through use_cache=True."""
+    model = model_of(name).train()
+    documents = contract.sequences()
+    inputs = contract.packed(documents)["position_ids"]
+    if model.base_model.keeps_keys:
+        with pytest.raises(ValueError, match="cannot cache packed documents: pass use_cache=False"):
+            model(**inputs, use_cache=True)
+    else:
+        contract.assert_close(model(**inputs, use_cache=True).logits[0], contract.logits_alone(model, documents), 1e-5)
+
+
+@pytest.mark.feature("Trainer: bfloat16")
+@others_slowly
+def test_bfloat16(name, tmp_path):
+    """Autocast keeps all weights in float32, a bfloat16 model those of its transition; both follow float32."""
+    found = {}
+    for kind in ("float32", "autocast", "bfloat16"):
+        model = model_of(name)
+        if kind == "bfloat16":
+            model.save_pretrained(tmp_path / "start")
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.bfloat16)
+            strict = {key.split(".")[-1] for key, p in model.named_parameters() if p.dtype == torch.float32}
+            assert strict == model.base_model._keep_in_fp32_modules_strict
+        run = trainer(model, tmp_path, rows(), max_steps=2, bf16=kind == "autocast")
+        run.train()
+        found[kind] = losses(run)
+        if kind == "autocast":
+            assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert found["autocast"] == pytest.approx(found["float32"], rel=2e-2)
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=2e-2)
+
+
+@pytest.mark.feature("Activation checkpointing")
+@every_architecture
+def test_activation_checkpointing(name, tmp_path):
+    """Both kinds, of every layer and of every second one, take the same step."""
+    found = []
+    for kind in (None, {"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}):
+        model = model_of(name, num_hidden_layers=len(NEEDED.get(name, {}).get("mixers", "ab")))
+        options = {} if kind is None else {"activation_checkpointing": True, "activation_checkpointing_kwargs": kind}
+        trainer(model, tmp_path, rows(), max_steps=1, **options).train()
+        if kind is not None:
+            marked = [block.gradient_checkpointing for block in model.model.layers]
+            assert marked == ([True, True] if kind["use_reentrant"] else [True, False])
+        found.append(weights(model))
+    for other in found[1:]:
+        contract.assert_close(other, found[0], 1e-6)
+
+
+def word_tokenizer():
+    """Return a tokenizer of whole words, with a pad and an end of text."""
+    words = [
+        "<pad>",
+        "<eos>",
+        "<unk>",
+        *["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dogs", "run", "home", "again"],
+    ]
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+@pytest.mark.feature("Trainer: tokenizer as processing_class")
+@every_architecture
+def test_text_through_a_tokenizer(name, tmp_path):
+    """Padded batches of text have the loss of each text alone; the saved folder loads with its tokenizer."""
+    tokenizer, model = word_tokenizer(), model_of(name, pad_token_id=0, eos_token_id=1)
+    texts = ["the cat sat on a mat", "dogs run home", "the cat saw dogs run home again", "a mat"]
+    data = [dict(tokenizer(text)) for text in texts]
+    parts = {"processing_class": tokenizer, "data_collator": DataCollatorForLanguageModeling(tokenizer, mlm=False)}
+    ids = [torch.tensor(row["input_ids"])[None] for row in data]
+    scored = sum(row.shape[1] - 1 for row in ids)
+    with torch.no_grad():
+        expected = float(sum(model(row, labels=row, num_items_in_batch=scored).loss for row in ids))
+    run = trainer(model, tmp_path, data, parts, max_steps=1)
+    run.train()
+    assert losses(run) == pytest.approx([expected], rel=1e-5)
+    run.save_model(str(tmp_path / "saved"))
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(weights(loaded), weights(model))
+
+
+def compiled_losses(name, folder, backend):
+    """Return the losses of three steps, plain and compiled."""
+    found = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
+        torch._dynamo.reset()
+        run = trainer(model_of(name), folder, rows(), max_steps=3, **options)
+        run.train()
+        found.append(losses(run))
+    torch._dynamo.reset()
+    return found
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_compiled_training(name, tmp_path):
+    plain, compiled = compiled_losses(name, tmp_path, "eager")
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.feature("torch.compile of training")
+@every_architecture
+def test_training_compiled_by_inductor(name, tmp_path):
+    plain, compiled = compiled_losses(name, tmp_path, "inductor")
+    assert compiled == pytest.approx(plain, rel=1e-4)

@@ -140,7 +140,8 @@ class S6Mixer(DSFMixer):
 
     def system(self, conv_out: Tensor, rest: None) -> DSFSystem:
         """Return λ_i = exp(-Δ_i A), B_i = Δ_i ⊗ b_i, C_i = I ⊗ c_i^T, D."""
-        dt, B, C = self.x_proj(conv_out).split_with_sizes(self.split_sizes, dim=-1)
+        # Under autocast a projection is narrower than what it was given.
+        dt, B, C = self.x_proj(conv_out).to(conv_out.dtype).split_with_sizes(self.split_sizes, dim=-1)
         softplus = _Softplus.apply if torch.is_grad_enabled() else F.softplus
         delta = softplus(self.dt_proj(dt) + self.dt_bias).unsqueeze(2)
         return DSFSystem(

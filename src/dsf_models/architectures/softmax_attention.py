@@ -24,7 +24,6 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ..backbone import (
     Architecture,
@@ -214,7 +213,7 @@ class SoftmaxAttentionMixer(DSFMixer):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """Run the attention backend on (b, heads, positions, width)."""
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
         return attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, **options)
 
@@ -336,6 +335,28 @@ class SoftmaxAttentionMixer(DSFMixer):
             lengths=layout.lengths,
             window=self.sliding_window,
         )
+
+
+def _eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return softmax(q^T k · scaling + mask) v (b, t, h, p) and the weights (b, h, t, keys), as backends are called."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    # In at least float32: the mask's least float64 is -inf in float32, and a row of pads would become NaN.
+    weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class SoftmaxAttentionModel(AttentionCapabilities, DSFModel):

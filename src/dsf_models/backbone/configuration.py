@@ -98,6 +98,8 @@ class DSFConfig(PreTrainedConfig):
     """Number of tokens in the vocabulary."""
     hidden_size: int = 256
     """Width of the residual stream."""
+    input_size: int | None = None
+    """Numbers per token of real-valued input (`inputs_values`), embedded by a linear map; None for token ids alone."""
     num_hidden_layers: int = 4
     """Number of blocks, each a sequence mixer and (unless "none") a channel mixer."""
 
@@ -315,6 +317,12 @@ class DSFConfig(PreTrainedConfig):
         require(not self.is_encoder_decoder, "is_encoder_decoder", True, "every architecture here is a decoder.")
         self._require_activation("hidden_act")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a probability in [0, 1).")
+        require(
+            self.input_size is None or self.input_size > 0,
+            "input_size",
+            self.input_size,
+            "give the positive number of real inputs per token, or None for token ids alone.",
+        )
         self._require_positive("norm_eps", "initializer_range", "embedding_scale")
         require(
             self.logit_softcap is None or 0 < self.logit_softcap < math.inf,

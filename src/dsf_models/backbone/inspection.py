@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import NotADynamicalSystemError
 from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
-from .layout import TokenLayout
 from .mixer import DSFMixer
 
 __all__ = ["InspectionMixin"]
@@ -60,7 +58,7 @@ class InspectionMixin:
             raise ValueError(f"layer={layer}: the model has {self.config.num_hidden_layers} layers, counted from 0.")
         mixer, args, kwargs = self._observe(input_ids, inputs)[layer]
         phi = mixer.observed_system(*args, **kwargs).transfer_matrix()
-        return _in_slot_order(phi, args[1])
+        return args[1].scatter_matrix(phi)
 
     def _observe(
         self, input_ids: Tensor | None, inputs: dict[str, Any]
@@ -93,12 +91,3 @@ def _system_or_none(
         return mixer.observed_system(*args, **kwargs)
     except NotADynamicalSystemError:
         return None
-
-
-def _in_slot_order(phi: Tensor, layout: TokenLayout) -> Tensor:
-    if layout.order is None:
-        return phi
-    back = torch.argsort(layout.order, dim=1)
-    rows = back.reshape(back.shape[0], *([1] * (phi.ndim - 3)), -1)
-    phi = phi.gather(-2, rows[..., :, None].expand_as(phi))
-    return phi.gather(-1, rows[..., None, :].expand_as(phi))

@@ -53,6 +53,15 @@ class TokenLayout:
         index = self.order[..., None].expand(-1, -1, x.shape[-1])
         return torch.zeros_like(x).scatter(1, index, x.masked_fill(~real[..., None], 0.0))
 
+    def scatter_matrix(self, phi: Tensor) -> Tensor:
+        """Return Φ (b, ..., t, t) of gathered tokens with rows and columns in slot order."""
+        if self.order is None:
+            return phi
+        back = torch.argsort(self.order, dim=1)
+        rows = back.reshape(back.shape[0], *([1] * (phi.ndim - 3)), -1)
+        phi = phi.gather(-2, rows[..., :, None].expand_as(phi))
+        return phi.gather(-1, rows[..., None, :].expand_as(phi))
+
     def segment(self, start: int, length: int) -> "TokenLayout":
         """Return the layout of `length` gathered tokens from `start` on, which need no gathering any more."""
         positions = self.position_ids

@@ -202,7 +202,12 @@ class DSFMixer(nn.Module):
     # ---- what all share --------------------------------------------------------------------------------------------
 
     def forward(
-        self, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None, **kwargs: Any
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        cache: Cache | None = None,
+        with_transfer_matrix: bool = False,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix tokens over time.
 
@@ -210,15 +215,17 @@ class DSFMixer(nn.Module):
             hidden: normed hidden states (b, t, hidden_size).
             layout: positions, padding and documents.
             cache: holds window and state of the past; updated in place.
+            with_transfer_matrix: whether to return Φ, too.
             kwargs: what only attention uses (its mask, rotary angles, backend options).
 
         Returns:
-            (b, t, hidden_size), and attention weights where the mixer computes them, else None.
+            (b, t, hidden_size), and Φ (b, h, t, t) where asked for, else None.
         """
+        weights = self.attention_weights(hidden, layout) if with_transfer_matrix else None
         layer = checked_layer(cache, self.layer_idx) if cache is not None else None
         if layer is not None and layer.record_past:
-            return layer.history.walk(layer, self.step, self.advance, layout, hidden)[0], None
-        return self.step(hidden, layout, layer)[0], None
+            return layer.history.walk(layer, self.step, self.advance, layout, hidden)[0], weights
+        return self.step(hidden, layout, layer)[0], weights
 
     def step(self, hidden: Tensor, layout: TokenLayout, layer: Any = None) -> tuple[Tensor]:
         """Return the mixer's output (b, t, hidden_size), alone in a tuple; reads and writes the cached state."""
@@ -231,6 +238,22 @@ class DSFMixer(nn.Module):
     def advance(self, hidden: Tensor, layout: TokenLayout, layer: Any) -> None:
         """Move the cached state on as `step` does, without its output."""
         self.mix(layout.gather(hidden), layout, layer)
+
+    def attention_weights(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Return Φ (b, h, t, t) in slot order, in the dtype of hidden (b, t, hidden_size).
+
+        Raises:
+            ValueError: the channels of a head do not share Φ.
+            NotADynamicalSystemError: the mixer has no system.
+        """
+        phi = self.observed_system(hidden, layout).transfer_matrix()
+        if phi.ndim != 4:
+            raise ValueError(
+                f"output_attentions=True: the channels of a head of {type(self).__name__} do not share one transfer "
+                "matrix, so that there is no (batch, heads, time, time); ask model.transfer_matrix(layer) for all of "
+                "them, or leave output_attentions out."
+            )
+        return layout.scatter_matrix(phi).to(hidden.dtype)
 
     def mix_segments(self, gathered: Tensor, layout: TokenLayout, layer: Any, size: int) -> Tensor:
         """Mix a long sequence in segments of `size` tokens, the window and state carried from one to the next.

@@ -70,7 +70,7 @@ _FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__)
 _HINTED_KEYWORDS = sorted(
     _FORWARD_KEYWORDS
     | {"attention_mask", "inputs_embeds", "label_alignment", "labels", "logits_to_keep", "past_key_values"}
-    | {"position_ids", "seq_idx", "shift_labels", "use_cache"}
+    | {"inputs_values", "position_ids", "seq_idx", "shift_labels", "use_cache"}
 )
 
 
@@ -136,7 +136,7 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
     _can_compile_fullgraph = True
     _supports_sdpa = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock}
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": DSFMixer}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Self:
@@ -226,7 +226,6 @@ class AttentionCapabilities:
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": DSFMixer}
 
 
 class DSFModel(DSFPreTrainedModel):
@@ -235,6 +234,7 @@ class DSFModel(DSFPreTrainedModel):
     def __init__(self, config: DSFConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_values = nn.Linear(config.input_size, config.hidden_size) if config.input_size is not None else None
         self.embed_positions = self.rotary_emb = None
         if config.position_embedding == "learned":
             self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
@@ -292,6 +292,7 @@ class DSFModel(DSFPreTrainedModel):
         use_cache: bool | None = None,
         cache: Cache | None = None,
         seq_idx: Tensor | None = None,
+        inputs_values: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Compute hidden states.
@@ -306,6 +307,7 @@ class DSFModel(DSFPreTrainedModel):
                 documents.
             cache: the same as past_key_values, under the name that transformers >= 5.24 uses.
             seq_idx: (b, t) number of the packed document of each token.
+            inputs_values: (b, t, input_size) real numbers in place of input_ids, for a model with config.input_size.
             kwargs: transformers' keywords: cu_seq_lens_q (offsets of packed documents; cu_seq_lens_k, max_length_q and
                 max_length_k repeat them, and only FlashAttention reads those), output_hidden_states,
                 output_attentions, return_dict; num_items_in_batch has no effect here.
@@ -319,9 +321,7 @@ class DSFModel(DSFPreTrainedModel):
             TypeError: an unknown keyword; the closest one is offered.
         """
         _check_keywords(kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds.")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self._embed(input_ids, inputs_embeds, inputs_values)
         cache = resolve_cache(past_key_values, cache)
         if self.looks_ahead:
             use_cache = self._refuse_cache(cache, use_cache)
@@ -339,6 +339,8 @@ class DSFModel(DSFPreTrainedModel):
             infer_documents=attention_mask is None and self._positions_tell_documents(cache),
             count_positions=self.uses_positions,
         )
+        if not self.attends and kwargs.get("output_attentions", self.config.output_attentions):
+            kwargs["with_transfer_matrix"] = _without_past(cache)
         if cache is None and self._wants_cache(use_cache, layout):
             cache = DynamicCache(config=self.config)
         if self.keeps_keys:
@@ -362,6 +364,22 @@ class DSFModel(DSFPreTrainedModel):
     def _layer_types_run(self) -> list[str]:
         """Return the types of the layers that run: early exit lowers config.num_hidden_layers for a while."""
         return self.layer_types[: self.config.num_hidden_layers]
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, inputs_values: Tensor | None) -> Tensor:
+        """Return (b, t, d) of the one input that is given."""
+        if sum(given is not None for given in (input_ids, inputs_embeds, inputs_values)) != 1:
+            raise ValueError("give exactly one of input_ids, inputs_embeds and inputs_values.")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        if input_ids is not None:
+            return self.embed_tokens(input_ids)
+        size = self.config.input_size
+        if size is None or inputs_values.ndim != 3 or inputs_values.shape[-1] != size:
+            raise ValueError(
+                f"inputs_values of shape {tuple(inputs_values.shape)} with input_size={size}: build the model with "
+                "input_size=k and give (batch, time, k)."
+            )
+        return self.embed_values(inputs_values.to(self.embed_values.weight.dtype))
 
     def _refuse_cache(self, cache: Cache | None, use_cache: bool | None) -> bool:
         """Return False for use_cache where a mixer is two-sided, or raise where a cache was asked for."""
@@ -589,6 +607,7 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
         labels: Tensor | None = None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
+        inputs_values: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Compute one row of logits a sequence, and the loss where labels are given.
@@ -604,6 +623,7 @@ class DSFForSequenceClassification(DSFPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
+            inputs_values=inputs_values,
             return_dict=True,
             **{CACHE_NAME: resolve_cache(past_key_values, cache)},
             **kwargs,
@@ -672,6 +692,16 @@ class DSFForTokenClassification(DSFPreTrainedModel):
 def base_model_class(head_class: type[DSFPreTrainedModel]) -> type[DSFModel]:
     """Return the base model class that belongs to a head class: the one registered for its configuration class."""
     return get_architecture(head_class.config_class.model_type.removeprefix("dsf_")).model_class
+
+
+def _without_past(cache: Cache | None) -> bool:
+    """Return True, or raise where a cache holds tokens: Φ is that of a whole sequence."""
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        raise ValueError(
+            f"output_attentions=True with a cache that holds {int(cache.get_seq_length())} tokens: the state has "
+            "merged them, so that no weight of theirs is left; pass the whole sequence without a cache."
+        )
+    return True
 
 
 def _check_keywords(kwargs: dict[str, Any]) -> None:
