@@ -296,6 +296,7 @@ def keywords(model):
         "labels": (labels, {}),
         "logits_to_keep": ({"logits_to_keep": 2}, {}),
         "label_alignment": (labels | {"label_alignment": "same"}, labels),
+        "shift_labels": ({"shift_labels": ids()}, {}),
         "num_items_in_batch": (labels | {"num_items_in_batch": 3}, labels),
         "output_hidden_states": ({"output_hidden_states": True}, {}),
         "return_dict": ({"return_dict": False}, {}),
@@ -313,7 +314,7 @@ def filled_cache(model):
 def accepted(model):
     """Return the names of all keywords that a model takes: those of transformers, and those it declares."""
     own = set(inspect.signature(type(model).forward).parameters) | set(inspect.signature(DSFModel.forward).parameters)
-    extra = {"return_dict"} | ({"label_alignment"} if isinstance(model, DSFForCausalLM) else set())
+    extra = {"return_dict"} | ({"label_alignment", "shift_labels"} if isinstance(model, DSFForCausalLM) else set())
     return (own | extra | TransformersKwargs.__annotations__.keys()) - {"self", "kwargs"}
 
 
@@ -335,8 +336,11 @@ def test_no_keyword_is_swallowed(name, head):
     """Each keyword that a model takes changes what it puts out, is refused, or is documented to have no effect."""
     model = shared(name, "default", torch.float32, head)
     found, spare = keywords(model), WITHOUT_EFFECT.get(head, set())
-    attends = {"output_attentions"}  # tests of attention weights look at it
-    assert accepted(model) - found.keys() == OF_FLASH_ATTENTION | REFUSED.keys() | attends
+    elsewhere = {
+        "output_attentions",
+        "inputs_values",
+    }  # tests of attention weights and of real-valued inputs look at them
+    assert accepted(model) - found.keys() == OF_FLASH_ATTENTION | REFUSED.keys() | elsewhere
     for key, (changed, plain) in found.items():
         if key in spare:
             assert f"{key} has no effect" in type(model).forward.__doc__
