@@ -1,11 +1,11 @@
 """The backbone: everything that architectures share, knowing none of them by name."""
 
-from .adapters import lora_config
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig, bounds
 from .generation import DSFGenerationMixin
 from .layers import activation_function
 from .layout import TokenLayout
+from .lora import lora_config
 from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
 from .modeling import (
     AttentionCapabilities,

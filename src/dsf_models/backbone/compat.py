@@ -1,12 +1,19 @@
-"""The one place that knows which transformers release is installed (>= 5.23, < 6)."""
+"""What depends on other packages: the release of transformers (>= 5.23, < 6), and PEFT where it is imported."""
 
+import sys
 import warnings
 
 import torch
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
-__all__ = ["CACHE_NAME", "resolve_cache"]
+__all__ = ["CACHE_NAME", "HEADS", "LORA_TARGETS", "register_with_peft", "resolve_cache"]
 
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the cache argument and output field: `past_key_values` in 5.23, `cache` from 5.24 on."""
@@ -32,3 +39,22 @@ def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache |
             "e.g. DynamicCache(config=model.config)."
         )
     return given
+
+
+HEADS: dict[str, dict[str, str]] = {
+    "AutoModel": MODEL_MAPPING_NAMES,
+    "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+}
+"""Names of classes by Auto class and model_type, as transformers keeps them."""
+
+LORA_TARGETS = "all-linear"
+"""What LoRA adapts by default: every projection of mixers and channel mixers; PEFT leaves heads out."""
+
+
+def register_with_peft(model_type: str) -> None:
+    """Tell PEFT, once it is imported, what LoRA adapts in a model of this type where target_modules is left out."""
+    constants = sys.modules.get("peft.utils.constants")
+    if constants is not None:
+        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(model_type, LORA_TARGETS)

@@ -25,6 +25,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import did_you_mean, require
+from ..portable import root_package
 from .checkpoint import check_files, check_index, damaged_file
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
@@ -164,6 +165,37 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
         except SafetensorError as error:
             name = damaged_file(pretrained_model_name_or_path) or pretrained_model_name_or_path
             raise OSError(f"{name} is damaged or cut off ({error}): copy or download it again.") from error
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, include_code: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Save a model as transformers does, in safetensors files.
+
+        Args:
+            save_directory: the folder.
+            args: passed on.
+            include_code: write the code of the model beside it, so that it loads with trust_remote_code=True where
+                dsf_models is not installed; None does so for a model that was loaded with its code beside it.
+            kwargs: keywords of `PreTrainedModel.save_pretrained`.
+        """
+        if include_code is not None:
+            self.config.carry_code(include_code)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, include_code: bool = True, **kwargs: Any) -> str:
+        """Push a model to the Hub as transformers does, by default with its code; arguments as in `save_pretrained`."""
+        carried = self.config.carries_code
+        self.config.carry_code(include_code)
+        try:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.config.carry_code(carried)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do what transformers does for classes of users; those of this package save their code by `include_code`."""
+        if root_package(cls.__module__) != root_package(__name__):
+            super().register_for_auto_class(auto_class)
 
     @staticmethod
     def _load_pretrained_model(

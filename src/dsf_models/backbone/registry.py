@@ -9,14 +9,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
 
 from ..errors import suggest
+from ..portable import IS_COPY
+from .compat import HEADS
 from .configuration import DSFConfig
 from .mixer import DSFMixer
 
@@ -80,16 +76,18 @@ def register_architecture(architecture: Architecture) -> None:
                 f"{name}={head_class.__name__} is configured by {head_class.config_class.__name__}: "
                 f"declare `config: {config_class.__name__}` in it."
             )
-    AutoConfig.register(model_type, config_class)
-    AutoModel.register(config_class, architecture.model_class)
-    AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)
-    AutoModelForSequenceClassification.register(config_class, architecture.sequence_classification_class)
-    AutoModelForTokenClassification.register(config_class, architecture.token_classification_class)
+    if not IS_COPY:
+        # The code of a checkpoint is transformers' to register: other checkpoints bring other copies.
+        AutoConfig.register(model_type, config_class)
+        AutoModel.register(config_class, architecture.model_class)
+        AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)
+        AutoModelForSequenceClassification.register(config_class, architecture.sequence_classification_class)
+        AutoModelForTokenClassification.register(config_class, architecture.token_classification_class)
     # By these names Trainer knows whose labels it must shift for label smoothing, and pipelines what they can run.
-    MODEL_MAPPING_NAMES[model_type] = architecture.model_class.__name__
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = architecture.causal_lm_class.__name__
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[model_type] = architecture.sequence_classification_class.__name__
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES[model_type] = architecture.token_classification_class.__name__
+    HEADS["AutoModel"][model_type] = architecture.model_class.__name__
+    HEADS["AutoModelForCausalLM"][model_type] = architecture.causal_lm_class.__name__
+    HEADS["AutoModelForSequenceClassification"][model_type] = architecture.sequence_classification_class.__name__
+    HEADS["AutoModelForTokenClassification"][model_type] = architecture.token_classification_class.__name__
     _ARCHITECTURES[architecture.name] = architecture
 
 

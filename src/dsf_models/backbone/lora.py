@@ -1,25 +1,16 @@
 """What adapters of PEFT need to know: which modules to adapt, and how to train Λ beside them."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from .compat import LORA_TARGETS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
-__all__ = ["lora_config", "register_with_peft"]
-
-TARGETS = "all-linear"
-"""Every projection of mixers and channel mixers; PEFT leaves heads out."""
-
-
-def register_with_peft(model_type: str) -> None:
-    """Tell PEFT, once it is imported, what LoRA adapts in a model of this type where target_modules is left out."""
-    constants = sys.modules.get("peft.utils.constants")
-    if constants is not None:
-        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(model_type, TARGETS)
+__all__ = ["lora_config"]
 
 
 def lora_config(model: "PreTrainedModel", train_mixers: bool = False, **fields: Any) -> "LoraConfig":
@@ -41,7 +32,7 @@ def lora_config(model: "PreTrainedModel", train_mixers: bool = False, **fields: 
 
     kind = type(model).__name__.rpartition("For")[2]
     task = {"CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
-    fields = {"task_type": task.get(kind), "target_modules": TARGETS} | fields
+    fields = {"task_type": task.get(kind), "target_modules": LORA_TARGETS} | fields
     if train_mixers:
         # Whole paths: PEFT compares the ends of names, and "channel_mixer" ends in "mixer".
         mixers = [f"layers.{i}.{block.mixer_attribute}" for i, block in enumerate(model.base_model.layers)]
