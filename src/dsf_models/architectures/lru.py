@@ -72,6 +72,7 @@ class LRUConfig(TimeInvariantConfig):
 class LRUMixer(TimeInvariantMixer):
     """Projects to d channels that drive N complex states together; Λ, B, C, D do not depend on the input."""
 
+    shares_transfer_matrix: ClassVar[bool] = False
     transition_parameters: ClassVar[tuple[str, ...]] = ("nu_log", "theta_log", "gamma_log", "D")
 
     def __init__(self, config: LRUConfig, layer_idx: int) -> None:

@@ -65,6 +65,8 @@ class LSTMConfig(DSFConfig):
 class LSTMMixer(DSFMixer):
     """Runs torch's fused LSTM over the normed hidden states; h and c are the cached state."""
 
+    shares_transfer_matrix: ClassVar[bool] = False
+
     def __init__(self, config: LSTMConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         rows = 4 * config.inner_size

@@ -92,6 +92,8 @@ class QLSTMConfig(DSFConfig):
 class QLSTMMixer(DSFMixer):
     """Maps u to x by one projection and a short convolution, and to the gates f, i, o; Λ = σ(f) or σ(-f)^a."""
 
+    shares_transfer_matrix: ClassVar[bool] = False
+
     def __init__(self, config: QLSTMConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.gates_from = config.gates_from

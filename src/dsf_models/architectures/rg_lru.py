@@ -72,6 +72,7 @@ class RGLRUConfig(DSFConfig):
 class RGLRUMixer(DSFMixer):
     """Maps u to x by one projection and a short convolution, and x to the gates r and g head by head."""
 
+    shares_transfer_matrix: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = True
     transition_parameters: ClassVar[tuple[str, ...]] = ("recurrent_param", "recurrent_gate_bias", "input_gate_bias")
 

@@ -88,6 +88,7 @@ class S5Config(TimeInvariantConfig):
 class S5Mixer(TimeInvariantMixer):
     """Projects to d channels that drive N states together; Λ, B, C, D do not depend on the input."""
 
+    shares_transfer_matrix: ClassVar[bool] = False
     transition_parameters: ClassVar[tuple[str, ...]] = ("A_re_log", "A_im", "log_dt", "D")
 
     def __init__(self, config: S5Config, layer_idx: int) -> None:

@@ -99,6 +99,7 @@ class S6Config(DSFConfig):
 class S6Mixer(DSFMixer):
     """Maps u to x, through the convolution, and x to Δ (by a low-rank map), b and c; Λ = exp(-Δ A)."""
 
+    shares_transfer_matrix: ClassVar[bool] = False
     transition_parameters: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias", "D")
     released_zeros: ClassVar[tuple[str, ...]] = ("dt_bias",)
 

@@ -86,6 +86,8 @@ class DSFMixer(nn.Module):
     """Whether the mixer needs the layout's positions, so that the model counts them where they are not given."""
     transition_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters of Λ and their like: kept in float32, never decayed, saved whole by adapters."""
+    shares_transfer_matrix: ClassVar[bool] = True
+    """Whether the channels of a head have one Φ (b, h, t, t), which output_attentions then returns."""
     time_invariant: ClassVar[bool] = False
     """Whether Λ, B, C and D are the same at every step (`TimeInvariantMixer`), so that the mixer is a filter."""
     released_zeros: ClassVar[tuple[str, ...]] = ()

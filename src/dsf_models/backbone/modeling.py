@@ -137,7 +137,12 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
     _can_compile_fullgraph = True
     _supports_sdpa = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": DSFBlock, "attentions": DSFMixer}
+
+    @property
+    def _can_record_outputs(self) -> dict[str, type[nn.Module]]:
+        kinds = {mixer_class(self.config.layer_config(i)) for i in range(self.config.num_hidden_layers)}
+        shared = any(kind.shares_transfer_matrix for kind in kinds)
+        return {"hidden_states": DSFBlock} | ({"attentions": DSFMixer} if shared else {})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Self:
