@@ -51,7 +51,8 @@ def evaluate_scan(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
             return moved, moved.clone()
         drive, b, c = inputs[: len(driven)]
         moved = moved + b[..., None] * drive[..., None, :]
-        return moved, (c[..., None, :] @ moved).squeeze(-2)
+        # Elementwise: a matrix product with open sizes is no operator that ONNX takes inside a scan.
+        return moved, (c[..., None] * moved).sum(-2)
 
     over_time = [x.transpose(0, 1) for x in (*driven, *varying)]
     last, raw = scan(step, state, over_time)

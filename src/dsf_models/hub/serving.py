@@ -4,6 +4,8 @@ By itself that command looks up a checkpoint's class among those of transformers
 code or not.
 """
 
+import contextlib
+
 import transformers
 from transformers.utils.import_utils import is_serve_available
 
@@ -38,4 +40,5 @@ def serve(model: str, *, host: str = "localhost", port: int = 8000, device: str 
         kind = get_architecture(name).causal_lm_class
         if kind is not None:
             setattr(transformers, kind.__name__, kind)
-    Serve(force_model=model, host=host, port=port, device=device, dtype=dtype)
+    with contextlib.suppress(KeyboardInterrupt):  # raised behind the server's own orderly end
+        Serve(force_model=model, host=host, port=port, device=device, dtype=dtype)
