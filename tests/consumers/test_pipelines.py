@@ -99,3 +99,17 @@ def test_feature_extraction(name):
         expected = hidden(name, text, "feature-extraction").last_hidden_state[0]
         # The pipeline keeps the pads, which stand on the left.
         torch.testing.assert_close(features[0, -len(expected) :], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.feature("Stop strings")
+@each_architecture
+def test_generation_ends_at_a_stop_string(name):
+    generator = pipe("text-generation", name)
+    ids = generator.tokenizer(texts()[0], return_tensors="pt")
+    start, new = ids["input_ids"].shape[1], {"max_new_tokens": 24, "do_sample": False}
+    whole = generator.model.generate(**ids, **new, min_new_tokens=24)
+    words = [generator.tokenizer.decode(token) for token in whole[0, start:]]
+    place = next(place for place, word in enumerate(words) if word.isascii() and word.isprintable())
+    found = generator.model.generate(**ids, **new, stop_strings=[words[place]], tokenizer=generator.tokenizer)
+    assert start < found.shape[1] <= start + place + 1
+    assert torch.equal(found, whole[:, : found.shape[1]])

@@ -15,7 +15,9 @@ CHAT_TEMPLATE = (
 
 @functools.cache
 def english_text() -> str:
-    return "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+    """The documents in ASCII, so that every token is text by itself."""
+    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+    return text.encode("ascii", "ignore").decode()
 
 
 @functools.cache
@@ -27,7 +29,6 @@ def trained_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(english_text().splitlines(), trainer)

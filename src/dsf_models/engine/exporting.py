@@ -55,6 +55,8 @@ def evaluate_scan(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
         return moved, (c[..., None] * moved).sum(-2)
 
     over_time = [x.transpose(0, 1) for x in (*driven, *varying)]
+    if not torch.is_grad_enabled():  # Else ONNX's rewriting of the graph would add a backward pass to it, and fail.
+        state, over_time = state.detach(), [x.detach() for x in over_time]
     last, raw = scan(step, state, over_time)
     raw = raw.transpose(0, 1)
     return system.read(system.outflow(raw) if system.input_map is not None else raw), last
