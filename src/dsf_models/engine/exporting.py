@@ -8,8 +8,9 @@ graph holds one step, which torch.export, ONNX Runtime and others repeat as ofte
 Letters: b batch, t time, h heads, n states, p head width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from ..system import DSFSystem
 from ..transitions import Transition, expand_groups
 from .step import exact_transition
 
-__all__ = ["evaluate_scan", "leaves_length_open"]
+Record = TypeVar("Record", DSFSystem, Transition)
+
+__all__ = ["evaluate_scan", "leaves_length_open", "scan_steps"]
 
 
 def leaves_length_open(system: DSFSystem) -> bool:
@@ -37,6 +40,8 @@ def evaluate_scan(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         y (b, t, h, p) and the state at each row's last real token.
     """
+    if not torch.is_grad_enabled():  # Else ONNX's rewriting of the graph would add a backward pass to it, and fail.
+        system, state = _detached(system), state.detach()
     transition = exact_transition(system)
     first = transition.narrow(0, 1)
     batch, length = system.u.shape[:2]
@@ -51,15 +56,39 @@ def evaluate_scan(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
             return moved, moved.clone()
         drive, b, c = inputs[: len(driven)]
         moved = moved + b[..., None] * drive[..., None, :]
-        # Elementwise: a matrix product with open sizes is no operator that ONNX takes inside a scan.
-        return moved, (c[..., None] * moved).sum(-2)
+        return moved, (c[..., None, :] @ moved).squeeze(-2)
 
-    over_time = [x.transpose(0, 1) for x in (*driven, *varying)]
-    if not torch.is_grad_enabled():  # Else ONNX's rewriting of the graph would add a backward pass to it, and fail.
-        state, over_time = state.detach(), [x.detach() for x in over_time]
-    last, raw = scan(step, state, over_time)
-    raw = raw.transpose(0, 1)
+    raw, last = scan_steps(step, state, [*driven, *varying])
     return system.read(system.outflow(raw) if system.input_map is not None else raw), last
+
+
+def scan_steps(
+    step: Callable[[Tensor, list[Tensor]], tuple[Tensor, Tensor]], state: Tensor, inputs: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Run `step` over time in an operator that is traced once.
+
+    Args:
+        step: from a state and the inputs of one step (b, …) to the next state and an output (b, …), of which none may
+            be another's memory.
+        state: the first one.
+        inputs: (b, t, …) each.
+
+    Returns:
+        The outputs (b, t, …) and the last state.
+    """
+    # Contiguous: the operator's tracing loses track of open sizes in the strides of a view.
+    last, outputs = scan(step, state, [x.transpose(0, 1).contiguous() for x in inputs])
+    return outputs.transpose(0, 1), last
+
+
+def _detached(record: Record) -> Record:
+    """Return a system or structure that no gradient leads out of."""
+    changes = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Transition | Tensor):
+            changes[field.name] = _detached(value) if isinstance(value, Transition) else value.detach()
+    return replace(record, **changes)
 
 
 def _factors(system: DSFSystem) -> list[Tensor]:
