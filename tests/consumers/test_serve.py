@@ -22,7 +22,6 @@ from dsf_models.hub import serving
 from tests.consumers.tokenizers_of_text import trained_tokenizer
 from tests.contract import fresh
 
-REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
 PROMPT = "The state is a matrix"
 MESSAGES = [{"role": "user", "content": "What is a state?"}]
 
@@ -107,7 +106,9 @@ def test_the_server_completes_chats_and_streams(name, tmp_path):
         expected = generated_here(name, ids["input_ids"])
         assert chat["choices"][0]["message"]["content"] == expected
         parts = streamed(post(f"{address}/v1/chat/completions", messages=MESSAGES, stream=True, **asked))
-        assert "".join(part["choices"][0]["delta"].get("content") or "" for part in parts if part["choices"]) == expected
+        assert (
+            "".join(part["choices"][0]["delta"].get("content") or "" for part in parts if part["choices"]) == expected
+        )
 
 
 def test_serving_says_what_is_missing(monkeypatch, capsys):
