@@ -1,4 +1,4 @@
-"""The command `dsf-models`: list the architectures and their fields, tell what one costs, convert or serve a checkpoint."""
+"""The command `dsf-models`: list architectures and their fields, tell what one costs, convert or serve a checkpoint."""
 
 import argparse
 import json

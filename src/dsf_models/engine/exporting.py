@@ -44,7 +44,7 @@ def evaluate_scan(system: DSFSystem, state: Tensor) -> tuple[Tensor, Tensor]:
         system, state = _detached(system), state.detach()
     transition = exact_transition(system)
     first = transition.narrow(0, 1)
-    batch, length = system.u.shape[:2]
+    batch = system.u.shape[0]
     driven = [system.inflow()] if system.input_map is not None else _factors(system)
     varying = [x.expand(batch, *x.shape[1:]) for x in _varying(transition, first)]
 
