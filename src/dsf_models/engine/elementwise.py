@@ -81,7 +81,7 @@ class _Segment(NamedTuple):
         views = x[:, self.start : self.stop].unflatten(1, (self.blocks, self.size))
         if (
             torch.compiler.is_exporting()
-        ):  # The graph may record gradients, and then refuses writes to what unbind gives.
+        ):  # Where gradients are recorded, what unbind gives must not be written to.
             return tuple(views.select(2, place) for place in range(self.size))
         return views.unbind(2)
 
