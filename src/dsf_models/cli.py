@@ -1,4 +1,4 @@
-"""The command `dsf-models`: list the architectures and their fields, tell what one costs, convert a checkpoint."""
+"""The command `dsf-models`: list architectures and their fields, tell what one costs, convert or serve a checkpoint."""
 
 import argparse
 import json
@@ -24,6 +24,7 @@ from .analysis import (
 )
 from .backbone import DSFConfig, get_architecture
 from .hub.conversion import convert_checkpoint
+from .hub.serving import serve
 from .hub.usage import UsageError
 
 __all__ = ["main"]
@@ -91,6 +92,14 @@ def _parser() -> _Parser:
         "--to", choices=["dsf", "transformers"], default="dsf", help="format to make (default: %(default)s)"
     )
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("serve", help="answer OpenAI's HTTP interface with a language model")
+    command.add_argument("model", metavar="MODEL", help="folder, or id of a repository on the Hub, with a tokenizer")
+    command.add_argument("--host", default="localhost", help="address to listen at (default: %(default)s)")
+    command.add_argument("--port", type=int, default=8000, help="its port (default: %(default)s)")
+    command.add_argument("--device", default="auto", help='where the model runs, such as "cpu" (default: %(default)s)')
+    command.add_argument("--dtype", default="auto", help="what weights are loaded in (default: as they were saved)")
+    command.set_defaults(run=_serve)
     return parser
 
 
@@ -109,6 +118,10 @@ def _convert(options: argparse.Namespace) -> None:
     family = convert_checkpoint(options.source, options.target, to_transformers=options.to == "transformers")
     ways = (family.title, family.architecture)
     print("{} -> {}: {}".format(*(ways if options.to == "dsf" else reversed(ways)), options.target))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    serve(options.model, host=options.host, port=options.port, device=options.device, dtype=options.dtype)
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from ..backbone import (
     TokenLayout,
     register_architecture,
 )
-from ..engine import Flops
+from ..engine import Flops, scan_steps
 from ..errors import NotADynamicalSystemError
 
 __all__ = [
@@ -239,6 +239,8 @@ def _fused_lstm(
     inputs: Tensor, state: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return h_i (b, t, d) and the last h and c (b, 2, d), by torch's kernel."""
+    if torch.compiler.is_exporting():
+        return _exported_lstm(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
     kernel = _compiled_lstm if torch.compiler.is_compiling() else _run_lstm
     return kernel(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
@@ -247,6 +249,24 @@ def _run_lstm(inputs: Tensor, state: Tensor, *weights: Tensor) -> tuple[Tensor, 
     h, c = (x[None].contiguous() for x in state.unbind(1))
     y, h, c = torch.lstm(inputs, (h, c), weights, True, 1, 0.0, False, False, True)
     return y, torch.stack([h[0], c[0]], dim=1)
+
+
+def _exported_lstm(
+    inputs: Tensor, state: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do the same step by step: a graph that leaves this process cannot count on operators of this package."""
+    driven = F.linear(inputs, weight_ih, bias_ih + bias_hh)
+    if not torch.is_grad_enabled():
+        driven, state, weight_hh = driven.detach(), state.detach(), weight_hh.detach()
+
+    def step(state: Tensor, driven: list[Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state.unbind(1)
+        k, f, g, o = (driven[0] + h @ weight_hh.T).chunk(4, dim=-1)
+        c = f.sigmoid() * c + k.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return torch.stack([h, c], dim=1), h
+
+    return scan_steps(step, state, [driven])
 
 
 # ---- under torch.compile --------------------------------------------------------------------------------------------

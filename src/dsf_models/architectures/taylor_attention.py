@@ -140,9 +140,9 @@ def symmetric_taylor_features(x: Tensor, order: int) -> Tensor:
     features = [power]
     for degree in range(1, order + 1):
         size, children = math.comb(width + degree - 1, degree), width - last
-        parent = torch.repeat_interleave(children, output_size=size)
-        first = torch.repeat_interleave(children.cumsum(0) - children, children, output_size=size)
-        variable = last[parent] + torch.arange(size, **indices) - first
+        behind, place = children.cumsum(0), torch.arange(size, **indices)
+        parent = torch.searchsorted(behind, place, right=True)
+        variable = last[parent] + place - (behind - children)[parent]
         repetitions = torch.where(variable == last[parent], repetitions[parent] + 1, 1)
         power = _pick(power, parent) * _pick(x, variable) * repetitions.to(x.dtype).rsqrt()
         features.append(power)

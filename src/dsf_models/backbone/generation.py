@@ -4,6 +4,7 @@ Letters: b batch, t time.
 """
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ class DSFGenerationMixin(GenerationMixin):
             copies = sequences.shape[0] // prompt.shape[0]
             sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(copies, dim=0).to(sequences.device)
         return outputs
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # its parameters are read by name
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # transformers hands the tokenizer that finds stop strings on to the model, which reads none.
+        read = {name: value for name, value in kwargs.items() if name not in ("tokenizer", "assistant_tokenizer")}
+        return super().prepare_inputs_for_generation(*args, **read)
 
     def _prefill(
         self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any

@@ -37,6 +37,7 @@ from .cost import Flops, recurrent_flops, scan_flops
 from .delta_rule import delta_rule_flops, evaluate_delta_rule
 from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
+from .exporting import evaluate_scan, leaves_length_open, scan_steps
 from .factored import evaluate_factored
 from .filtering import evaluate_filter, filter_flops
 from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
@@ -60,6 +61,7 @@ __all__ = [
     "kernel_flops",
     "modes_of",
     "next_window",
+    "scan_steps",
     "set_backend",
     "use_backend",
 ]
@@ -160,6 +162,9 @@ def _evaluate_system(
     overwrite_state: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
+    if mode is None and chunk_size is None and leaves_length_open(system):
+        work = _in_compute_dtype(system)
+        return evaluate_scan(work, _checked_state(work, state, work.u.dtype))
     mode = mode or ("recurrent" if system.length == 1 else "chunked")
     known = (*MODES, "convolution")
     if mode not in known:

@@ -78,7 +78,10 @@ class _Segment(NamedTuple):
 
     def positions(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return position j of all blocks for every j, as views: (b, t, w) -> c times (b, k, w)."""
-        return x[:, self.start : self.stop].unflatten(1, (self.blocks, self.size)).unbind(2)
+        views = x[:, self.start : self.stop].unflatten(1, (self.blocks, self.size))
+        if torch.compiler.is_exporting():  # Where gradients are recorded, what unbind gives must not be written to.
+            return tuple(views.select(2, place) for place in range(self.size))
+        return views.unbind(2)
 
     def next_starts(self, x: Tensor) -> Tensor:
         """Return x (b, t, w) where the next block starts, for each block; 1 behind the end: (b, k, w)."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..system import DSFSystem
 from ..transitions import Transition, expand_groups
 
-__all__ = ["evaluate_recurrent"]
+__all__ = ["evaluate_recurrent", "exact_transition"]
 
 
 def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool = False) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def evaluate_recurrent(system: DSFSystem, state: Tensor, overwrite_state: bool =
     """
     if system.input_map is not None:
         return _evaluate_maps(system, state, overwrite_state)
-    transition, length = _exact(system), system.length
+    transition, length = exact_transition(system), system.length
     if length == 1:
         return _evaluate_token(system, transition, state, overwrite_state)
     columns = _each(_by_head(system.B, system).permute(0, 2, 3, 1), 3, length)
@@ -53,7 +53,7 @@ def _evaluate_token(
 
 def _evaluate_maps(system: DSFSystem, state: Tensor, overwrite_state: bool) -> tuple[Tensor, Tensor]:
     """Do the same with dense B and C: h_i = Λ_i h_{i-1} + input_map u_i, y_i = output_map h_i + D * u_i."""
-    transition = _exact(system)
+    transition = exact_transition(system)
     states = []
     for time, added in enumerate(system.inflow().unbind(1)):
         state = transition.step(state, time, in_place=overwrite_state)
@@ -62,7 +62,7 @@ def _evaluate_maps(system: DSFSystem, state: Tensor, overwrite_state: bool) -> t
     return system.read(system.outflow(torch.stack(states, dim=1))), state
 
 
-def _exact(system: DSFSystem) -> Transition:
+def exact_transition(system: DSFSystem) -> Transition:
     """Return Λ, in float64 where it is constant and applied again and again: its gradient is a sum over all steps."""
     transition = system.effective_transition()
     constant = system.length > 1 and system.transition.time_invariant
