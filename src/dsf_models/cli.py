@@ -23,7 +23,9 @@ from .analysis import (
     training_flops,
 )
 from .backbone import DSFConfig, get_architecture
+from .hub.card import folder_facts, model_card
 from .hub.conversion import convert_checkpoint
+from .hub.publish import publish, write_card
 from .hub.usage import UsageError
 
 __all__ = ["main"]
@@ -91,6 +93,18 @@ def _parser() -> _Parser:
         "--to", choices=["dsf", "transformers"], default="dsf", help="format to make (default: %(default)s)"
     )
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("push", help="upload a checkpoint folder to the Hub, in one commit")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="folder made by save_pretrained")
+    command.add_argument("repo_id", metavar="REPO_ID", help="name of the repository, as in user/model")
+    command.add_argument("--private", action="store_true", help="hide the repository from others, if it is new")
+    command.add_argument("--revision", metavar="R", help="branch to commit to (default: main)")
+    command.set_defaults(run=_push)
+
+    command = commands.add_parser("card", help="show the model card that follows from a checkpoint folder alone")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="folder made by save_pretrained")
+    command.add_argument("--write", action="store_true", help="write it to the folder, as README.md")
+    command.set_defaults(run=_card)
     return parser
 
 
@@ -109,6 +123,17 @@ def _convert(options: argparse.Namespace) -> None:
     family = convert_checkpoint(options.source, options.target, to_transformers=options.to == "transformers")
     ways = (family.title, family.architecture)
     print("{} -> {}: {}".format(*(ways if options.to == "dsf" else reversed(ways)), options.target))
+
+
+def _push(options: argparse.Namespace) -> None:
+    print(publish(options.folder, options.repo_id, private=options.private, revision=options.revision))
+
+
+def _card(options: argparse.Namespace) -> None:
+    if options.write:
+        write_card(options.folder)
+    else:
+        print(model_card(folder_facts(options.folder)), end="")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -98,11 +98,14 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     lfs: dict[str, bytes] = field(default_factory=dict)
     """Uploaded large files by SHA-256, in a commit or not."""
-    stall_uploads: bool = False
-    """Whether the server stops reading a large file in its middle, as a network that hangs does."""
+    flowing: threading.Event = field(default_factory=threading.Event)
+    """Cleared, it makes uploads of large files stop in their middle, as a network that hangs does."""
     stalled: threading.Event = field(default_factory=threading.Event)
-    """Set once it has."""
+    """Set once one has."""
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.flowing.set()
 
     def repository(self, name: str, user: str | None, write: bool = False) -> Repository:
         """A repository that the user may see, or change; one that is hidden answers like one that is not there."""
@@ -174,10 +177,11 @@ class Handler(BaseHTTPRequestHandler):
         if (self.headers.get("Transfer-Encoding") or "").lower() == "chunked":
             return b"".join(self._chunks())
         size = int(self.headers.get("Content-Length") or 0)
-        if self.command == "PUT" and self.hub.stall_uploads:
+        if self.command == "PUT" and not self.hub.flowing.is_set():
             self.rfile.read(size // 2)
             self.hub.stalled.set()
-            # Comes back when the client is gone, with too little to be the file.
+            self.hub.flowing.wait()
+            raise ConnectionAbortedError
         return self.rfile.read(size)
 
     def _chunks(self) -> Iterator[bytes]:
@@ -377,6 +381,11 @@ class Server(ThreadingHTTPServer):
     def __init__(self, port: int = 0) -> None:
         self.hub = Hub()
         super().__init__(("127.0.0.1", port), type("HandlerOfHub", (Handler,), {"hub": self.hub}))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over clients that went away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
