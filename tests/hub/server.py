@@ -60,6 +60,7 @@ class Commit:
     """A state of a repository."""
 
     sha: str
+    parent: str | None
     title: str
     files: dict[str, File]
     date: str
@@ -84,11 +85,20 @@ class Repository:
 
     def add(self, branch: str, title: str, files: dict[str, File]) -> str:
         """Put a commit on a branch; its hash is returned."""
-        sha = hashlib.sha1(f"{len(self.commits)} {title}".encode()).hexdigest()
+        parent = self.branches.get(branch)
+        content = [parent, title, *((path, file.etag) for path, file in sorted(files.items()))]
+        sha = hashlib.sha1(repr(content).encode()).hexdigest()
         date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-        self.commits[sha] = Commit(sha, title, files, date)
+        self.commits[sha] = Commit(sha, parent, title, files, date)
         self.branches[branch] = sha
         return sha
+
+    def log(self, revision: str) -> Iterator[Commit]:
+        """A commit and those before it, the newest first."""
+        commit: Commit | None = self.commit(revision)
+        while commit is not None:
+            yield commit
+            commit = self.commits[commit.parent] if commit.parent else None
 
 
 @dataclass
@@ -272,7 +282,8 @@ class Handler(BaseHTTPRequestHandler):
     def choose_transport(self, name: str, revision: str) -> None:
         self.hub.repository(name, self.user, write=True).commit(revision)
         files = json.loads(self.body)["files"]
-        self.send({"files": [{"path": file["path"], "uploadMode": _transport(file)} for file in files]})
+        chosen = [{"path": file["path"], "uploadMode": _transport(file), "shouldIgnore": False} for file in files]
+        self.send({"files": chosen})
 
     @route("POST", rf"/{REPOSITORY}\.git/info/lfs/objects/batch")
     def lfs_batch(self, name: str) -> None:
@@ -317,13 +328,8 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", f"{MODEL}/commits/{REVISION}")
     def commits(self, name: str, revision: str) -> None:
-        repository = self.hub.repository(name, self.user)
-        repository.commit(revision)
-        described = [
-            {"id": one.sha, "title": one.title, "message": "", "date": one.date, "authors": []}
-            for one in repository.commits.values()
-        ]
-        self.send(described[::-1])
+        log = self.hub.repository(name, self.user).log(revision)
+        self.send([{"id": c.sha, "title": c.title, "message": "", "date": c.date, "authors": []} for c in log])
 
     @route("GET", f"{MODEL}/tree/{REVISION}(?:/(?P<folder>.+))?")
     def tree(self, name: str, revision: str, folder: str | None) -> None:

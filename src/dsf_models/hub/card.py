@@ -287,14 +287,19 @@ def _model_index(training: TrainingFacts) -> list[EvalResult]:
 
 def _summary(facts: CardFacts) -> str:
     trained = f", trained from scratch on the synthetic task `{facts.training.task}`" if facts.training else ""
-    sizes = ", ".join(f"{size:,} after {length:,} tokens" for length, size in facts.state_bytes.items())
     return (
-        f"A `{facts.architecture}` sequence model with {facts.parameters:,} parameters{trained}. "
+        f"A sequence model of the architecture `{facts.architecture}` with {facts.parameters:,} parameters{trained}. "
         "It is written in the Dynamical Systems Framework, in which a sequence mixer "
         "is the linear system h_i = Λ_i h_{i-1} + B_i u_i, y_i = C_i h_i + D_i u_i, and an architecture is a choice "
         f"of (Λ, B, C, D). Here:\n\n* Λ_i = {facts.transition}\n* B_i = {facts.input_matrix}\n"
-        f"* C_i = {facts.output_matrix}\n\nState bytes per sequence: {sizes}."
+        f"* C_i = {facts.output_matrix}\n\nState bytes per sequence: {_state(facts.state_bytes)}."
     )
+
+
+def _state(sizes: Mapping[int, int]) -> str:
+    if len(set(sizes.values())) == 1:
+        return f"{next(iter(sizes.values())):,}, however long it is"
+    return ", ".join(f"{size:,} after {length:,} tokens" for length, size in sizes.items())
 
 
 def _results(metrics: Sequence[Metric]) -> str:

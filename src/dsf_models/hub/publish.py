@@ -24,7 +24,8 @@ _ALLOWED = (
     ".eval_results/*.yaml",
 )
 """Patterns of what is uploaded; anything else in the folder, such as optimiser states, stays where it is."""
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLED_WEIGHTS = ("*model*.bin", "*model*.pt", "*model*.pth", "*.ckpt")
+"""What Trainer pickles beside the weights, such as training_args.bin, is not among them: it is just not uploaded."""
 
 
 def publish(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
@@ -86,15 +87,15 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that others could not load, or not safely.
 
     Raises:
-        UsageError: config.json or the weights are missing, or there are pickled files.
+        UsageError: config.json or the weights are missing, or there are pickled weights.
     """
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder / 'config.json'} does not exist: give the folder of a saved model.")
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in folder.glob(pattern))
     if pickled:
         raise UsageError(
-            f"{folder / pickled[0]}: pickled files are not published, since unpickling can run foreign code; "
-            "save the weights with save_pretrained, and remove or move this file."
+            f"{folder / pickled[0]}: pickled weights are not published, since unpickling can run foreign code; "
+            "save the model with save_pretrained, and remove this file."
         )
     if not any(folder.glob("*.safetensors")):
         raise UsageError(f"{folder} holds no *.safetensors: save the model with save_pretrained first.")
