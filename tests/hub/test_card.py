@@ -184,7 +184,7 @@ def test_a_folder_that_others_cannot_load_safely_is_refused(files: list[str], me
 def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UsageError, match="model_type='llama' is not one of dsf_models"):
+    with pytest.raises(UsageError, match="model_type='llama' is no architecture of dsf_models"):
         publish(tmp_path, "alice/model")
 
 
