@@ -158,6 +158,13 @@ def test_a_card_says_what_the_model_does(head: str, tmp_path: Path) -> None:
     assert type(names["model"]) is type(model)
 
 
+def test_a_card_says_whether_the_code_is_beside_the_weights(tmp_path: Path) -> None:
+    fresh("ssd").save_pretrained(tmp_path, include_code=True)
+    assert "trust_remote_code=True" in model_card(folder_facts(tmp_path))
+    fresh("ssd").save_pretrained(tmp_path, include_code=False)
+    assert "trust_remote_code" not in model_card(folder_facts(tmp_path))
+
+
 def test_a_card_that_is_there_is_kept(tmp_path: Path) -> None:
     small_config("ssd").save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("mine")

@@ -10,6 +10,7 @@ from huggingface_hub.utils import yaml_dump
 
 from ..analysis import state_bytes
 from ..backbone import DSFConfig, get_architecture
+from ..portable import is_portable
 from .conversion.checkpoint import read_config
 from .usage import UsageError
 
@@ -134,6 +135,9 @@ class CardFacts:
     tokenizer: bool = False
     """Whether the folder holds a tokenizer."""
 
+    carries_code: bool = False
+    """Whether the folder holds the code of its architecture too, as `save_pretrained(..., include_code=True)` does."""
+
     source: str = _PLACEHOLDER
     """What `from_pretrained` gets: a folder, or the name of a repository on the Hub."""
 
@@ -201,6 +205,7 @@ def folder_facts(folder: Path, source: str | None = None) -> CardFacts:
         head=head,
         label_alignment=config.label_alignment,
         tokenizer=(folder / "tokenizer_config.json").is_file(),
+        carries_code=is_portable(getattr(config, "auto_map", None)),
         source=source or _PLACEHOLDER,
         papers=(DSF_PAPER, TOKEN_SELECTION_PAPER),
     )
@@ -336,6 +341,10 @@ def _conventions(facts: CardFacts) -> str:
     said = []
     if facts.label_alignment == "same":
         said.append("`logits[:, t]` is the answer at position t itself, not a prediction of position t + 1.")
+    if facts.carries_code:
+        said.append(
+            "Without dsf_models, add `trust_remote_code=True` in place of the first line: it runs the code here."
+        )
     if facts.training is not None:
         said.append("Inputs are token ids as described in `task.json`; there is no tokenizer.")
     return "\n\n" + " ".join(said) if said else ""
