@@ -97,7 +97,7 @@ def _parser() -> _Parser:
     command = commands.add_parser("push", help="upload a checkpoint folder to the Hub, in one commit")
     command.add_argument("folder", metavar="FOLDER", type=Path, help="folder made by save_pretrained")
     command.add_argument("repo_id", metavar="REPO_ID", help="name of the repository, as in user/model")
-    command.add_argument("--private", action="store_true", help="hide the repository from others, if it is new")
+    command.add_argument("--private", action="store_true", help="upload only where others cannot see it")
     command.add_argument("--revision", metavar="R", help="branch to commit to (default: main)")
     command.set_defaults(run=_push)
 

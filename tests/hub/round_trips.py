@@ -103,14 +103,18 @@ def private() -> dict[str, str]:
     return outcomes
 
 
-def refused() -> str:
-    """What is said to alice, who has no right to publish under bob's name."""
+def refused() -> dict[str, str]:
+    """What is said to alice, who may not publish under bob's name, nor privately where others look already."""
+    attempts = {"somebody else's": ("bob/model", False), "public": (f"alice/{list_architectures()[0]}", True)}
+    said = {}
     with tempfile.TemporaryDirectory() as folder:
         fresh("ssd").save_pretrained(folder)
-        try:
-            return publish(Path(folder), "bob/model")
-        except UsageError as error:
-            return str(error)
+        for attempt, (repo_id, private) in attempts.items():
+            try:
+                said[attempt] = publish(Path(folder), repo_id, private=private)
+            except UsageError as error:
+                said[attempt] = str(error)
+    return said
 
 
 if __name__ == "__main__":

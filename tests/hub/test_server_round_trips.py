@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsf_models import list_architectures
 from dsf_models.hub.publish import publishable_files
@@ -16,6 +17,16 @@ from tests.contract import fresh
 from tests.hub.server import Server, serving
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_THE_PACKAGE = """
+import json, sys
+from tests.hub.without_the_package import Blocked
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("alice/hybrid", trust_remote_code=True).eval()
+logits = model(torch.tensor([[3, 1, 4, 1, 5]])).logits.tolist()
+print(json.dumps([type(model).__module__.partition(".")[0], logits]))
+"""
 each_architecture = pytest.mark.parametrize("name", list_architectures())
 
 
@@ -81,10 +92,45 @@ def test_a_private_model_is_given_to_its_owner_alone(found: dict[str, Any]) -> N
     assert all("private repository" in message for message in outcomes.values())
 
 
-def test_a_namespace_of_somebody_else_is_refused_in_one_line(found: dict[str, Any]) -> None:
-    assert found["refused"].startswith("repo_id='bob/model': the Hub does not take it: ")
-    assert "403" in found["refused"]
-    assert "\n" not in found["refused"]
+def test_what_cannot_be_published_is_refused_in_one_line(found: dict[str, Any]) -> None:
+    refused = found["refused"]
+    assert refused["somebody else's"].startswith("repo_id='bob/model': the Hub does not take it: ")
+    assert "403" in refused["somebody else's"]
+    assert "is there already and public" in refused["public"]
+    assert not any("\n" in message for message in refused.values())
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"HF_TOKEN": "hf_nobody"}, "sign in with `hf auth login`, or set HF_TOKEN: Client error '401 Unauthorized'"),
+        ({"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused"),
+    ],
+)
+@pytest.mark.slow
+def test_a_hub_out_of_reach_is_said_in_one_line(
+    variables: dict[str, str], message: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    fresh("ssd").save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "dsf_models.cli", "push", str(tmp_path), "alice/model"]
+    run = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=120)
+    last = run.stderr.splitlines()[-1]
+    assert (run.returncode, last[:12]) == (2, "dsf-models: ")
+    assert message in last
+
+
+def test_a_pulled_model_brings_its_code_to_a_process_without_the_package(
+    environment: dict[str, str], found: dict[str, Any]
+) -> None:
+    assert found["whole"]["hybrid"] == 0, "pushed by the process of round_trips.py"
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    module, logits = json.loads(run.stdout.splitlines()[-1])
+    assert module == "transformers_modules"
+    assert torch.equal(torch.tensor(logits), fresh("hybrid")(torch.tensor([[3, 1, 4, 1, 5]])).logits)
 
 
 def test_an_interrupted_upload_is_invisible_and_can_be_repeated(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .card import folder_facts, model_card
 from .conversion.checkpoint import CARRIED_OVER
@@ -36,14 +36,15 @@ def publish(folder: Path, repo_id: str, private: bool = False, revision: str | N
     Args:
         folder: made by `save_pretrained`.
         repo_id: name of the repository, as in "user/model".
-        private: whether a new repository is hidden from others; one that is there already stays as it is.
+        private: whether others must not see it; a repository that is there already is never changed.
         revision: branch to commit to. Default: "main".
 
     Returns:
         Address of the commit.
 
     Raises:
-        UsageError: the folder is no checkpoint of an architecture here or holds pickled weights, or the Hub refuses.
+        UsageError: the folder is no checkpoint of an architecture here or holds pickled weights, the repository is
+            public though `private` was asked for, or the Hub cannot be reached or refuses.
     """
     check_folder(folder)
     if not (folder / _CARD).exists():
@@ -52,14 +53,24 @@ def publish(folder: Path, repo_id: str, private: bool = False, revision: str | N
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise UsageError(
+                f"private=True: {repo_id!r} is there already and public; make it private on the Hub first."
+            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
             repo_id, operations, commit_message="Upload model with dsf_models", revision=revision
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-        raise UsageError(f"repo_id={repo_id!r}: the Hub does not take it: {' '.join(str(error).split())}") from error
+    except (HTTPError, ConnectionError, HFValidationError) as error:
+        raise UsageError(_refusal(repo_id, error)) from error
     return commit.commit_url
+
+
+def _refusal(repo_id: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    remedy = "; sign in with `hf auth login`, or set HF_TOKEN" if status == 401 else ""
+    return f"repo_id={repo_id!r}: the Hub does not take it{remedy}: {' '.join(str(error).split())}"
 
 
 def write_card(folder: Path, repo_id: str | None = None) -> None:
