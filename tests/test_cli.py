@@ -164,3 +164,16 @@ def test_the_command_is_installed_under_its_name():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     module, function = project["scripts"]["dsf-models"].split(":")
     assert getattr(importlib.import_module(module), function) is main
+
+
+def test_card_is_shown_or_written(capsys, tmp_path):
+    small_config("ssd").save_pretrained(tmp_path)
+    card = printed(capsys, "card", str(tmp_path))
+    assert not (tmp_path / "README.md").exists()
+    assert printed(capsys, "card", str(tmp_path), "--write") == ""
+    assert (tmp_path / "README.md").read_text() == card
+    assert "README.md exists" in refused(capsys, "card", str(tmp_path), "--write")
+
+
+def test_push_refuses_what_is_no_checkpoint(capsys, tmp_path):
+    assert "config.json does not exist" in refused(capsys, "push", str(tmp_path), "alice/model")

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from dsf_models.backbone import get_architecture
-from dsf_models.hub.card import CardFacts, Metric, model_card
+from dsf_models.hub.card import CardFacts, Metric, TrainingFacts, eval_results, model_card, state_sizes
 from dsf_models.hub.files import new_folder, write_text
 from dsf_models.hub.provenance import git_commit, has_uncommitted_changes, library_versions
 from dsf_models.hub.task_record import TaskRecord
@@ -14,7 +14,6 @@ from training.checkpoint import Progress
 from training.config import TrainConfig
 from training.data import TaskData
 from training.metrics import Score
-from training.model import count_parameters
 
 
 def publish(
@@ -34,8 +33,10 @@ def publish(
     with new_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         record.save(unfinished)
-        facts = card_facts(config, data, record, progress, score, count_parameters(model))
+        facts = card_facts(config, data, record, progress, score, model)
         write_text(unfinished / "README.md", model_card(facts))
+        (unfinished / ".eval_results").mkdir()
+        write_text(unfinished / ".eval_results" / f"{record.name}.yaml", eval_results(facts.training))
 
 
 def task_record(config: TrainConfig, data: TaskData) -> TaskRecord:
@@ -53,18 +54,12 @@ def task_record(config: TrainConfig, data: TaskData) -> TaskRecord:
 
 
 def card_facts(
-    config: TrainConfig, data: TaskData, record: TaskRecord, progress: Progress, score: Score, parameters: int
+    config: TrainConfig, data: TaskData, record: TaskRecord, progress: Progress, score: Score, model: PreTrainedModel
 ) -> CardFacts:
     """What the model card says."""
     architecture = get_architecture(config.model["architecture"])
     baselines = {"chance": data.task.chance, "best_trivial": data.task.best_trivial}
-    return CardFacts(
-        model_name=f"{architecture.name} on {record.name}",
-        architecture=architecture.name,
-        transition=architecture.transition,
-        input_matrix=architecture.input_matrix,
-        output_matrix=architecture.output_matrix,
-        parameters=parameters,
+    training = TrainingFacts(
         task=record.name,
         task_sentence=inspect.getdoc(type(data.task)).splitlines()[0],
         task_sizes=record.sizes,
@@ -80,4 +75,15 @@ def card_facts(
         versions=library_versions(),
         commit=git_commit(),
         uncommitted_changes=has_uncommitted_changes(),
+    )
+    return CardFacts(
+        model_name=f"{architecture.name} on {record.name}",
+        architecture=architecture.name,
+        transition=architecture.transition,
+        input_matrix=architecture.input_matrix,
+        output_matrix=architecture.output_matrix,
+        parameters=model.num_parameters(),
+        state_bytes=state_sizes(model.config),
+        label_alignment=model.config.label_alignment,
+        training=training,
     )

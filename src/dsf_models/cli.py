@@ -23,7 +23,9 @@ from .analysis import (
     training_flops,
 )
 from .backbone import DSFConfig, get_architecture
+from .hub.card import folder_facts, model_card
 from .hub.conversion import convert_checkpoint
+from .hub.publish import publish, write_card
 from .hub.serving import serve
 from .hub.usage import UsageError
 
@@ -100,6 +102,18 @@ def _parser() -> _Parser:
     command.add_argument("--device", default="auto", help='where the model runs, such as "cpu" (default: %(default)s)')
     command.add_argument("--dtype", default="auto", help="what weights are loaded in (default: as they were saved)")
     command.set_defaults(run=_serve)
+
+    command = commands.add_parser("push", help="upload a checkpoint folder to the Hub, in one commit")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="folder made by save_pretrained")
+    command.add_argument("repo_id", metavar="REPO_ID", help="name of the repository, as in user/model")
+    command.add_argument("--private", action="store_true", help="upload only where others cannot see it")
+    command.add_argument("--revision", metavar="R", help="branch to commit to (default: main)")
+    command.set_defaults(run=_push)
+
+    command = commands.add_parser("card", help="show the model card that follows from a checkpoint folder alone")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="folder made by save_pretrained")
+    command.add_argument("--write", action="store_true", help="write it to the folder, as README.md")
+    command.set_defaults(run=_card)
     return parser
 
 
@@ -122,6 +136,17 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     serve(options.model, host=options.host, port=options.port, device=options.device, dtype=options.dtype)
+
+
+def _push(options: argparse.Namespace) -> None:
+    print(publish(options.folder, options.repo_id, private=options.private, revision=options.revision))
+
+
+def _card(options: argparse.Namespace) -> None:
+    if options.write:
+        write_card(options.folder)
+    else:
+        print(model_card(folder_facts(options.folder)), end="")
 
 
 def _info(options: argparse.Namespace) -> None:

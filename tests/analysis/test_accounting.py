@@ -71,6 +71,13 @@ def test_state_bytes_take_the_models_own_dtype():
     assert state_bytes(config, 10) == 2 * 10 * 4 * (64 + 4)
 
 
+def test_state_bytes_of_a_model_that_was_saved(tmp_path):
+    model = fresh("ssd").bfloat16()
+    before = state_bytes(model.config, 10, torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    assert state_bytes(model.config, 10) == before
+
+
 def undeclared(model, ids):
     """The systems whose kernel says nothing of its matrix products, but has some."""
     systems = [system for system in model.dsf_systems(ids) if isinstance(system, DSFSystem)]

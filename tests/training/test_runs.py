@@ -58,6 +58,8 @@ def test_the_model_card_tells_the_truth(finished: Path) -> None:
     assert TaskRecord.load(finished / "final").data_hash["test"] in card.text
     (test,) = metrics(finished, "test")
     assert f"| accuracy | test | {100 * test['accuracy']:.2f} % | 12.50 % |" in card.text
+    (accuracy, _) = yaml.safe_load((finished / "final" / ".eval_results" / "mqar.yaml").read_text())
+    assert accuracy["value"] == test["accuracy"]
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     names: dict = {}
     exec(code.replace("path/to/this/folder", str(finished / "final")), names)

@@ -67,6 +67,8 @@ def state_bytes(config: DSFConfig, length: int, dtype: torch.dtype | None = None
         dtype: of the model. Default: config.dtype, or float32.
     """
     dtype = dtype or config.dtype or torch.float32
+    # save_pretrained leaves the name of the dtype in the configuration of the model that it saves.
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     total = 0
     for layer_config in _layers(config):
         shapes = mixer_class(layer_config).cache_shapes(layer_config, length)

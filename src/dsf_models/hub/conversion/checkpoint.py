@@ -20,10 +20,10 @@ from ..files import new_folder
 from ..usage import UsageError
 from .family import Family
 
-__all__ = ["convert", "source_folder"]
+__all__ = ["CARRIED_OVER", "convert", "read_config", "source_folder"]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_CARRIED_OVER = (
+CARRIED_OVER = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,7 +48,7 @@ def source_folder(source: str, revision: str | None = None) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    wanted = ["config.json", "*.safetensors", _INDEX, *_CARRIED_OVER]
+    wanted = ["config.json", "*.safetensors", _INDEX, *CARRIED_OVER]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
@@ -131,7 +131,7 @@ def convert(source: Path, target: Path, families: Iterable[Family], to_transform
     with new_folder(target) as folder:
         save_torch_state_dict(weights, folder, metadata={"format": "pt"})
         converted.save_pretrained(folder)
-        for name in _CARRIED_OVER:
+        for name in CARRIED_OVER:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     return family
