@@ -46,6 +46,22 @@ def sharded(name: str) -> dict[str, Any]:
     return {"differs": differs(model, repo_id), "shards": sum(file.endswith(".safetensors") for file in files)}
 
 
+def reshaped() -> dict[str, Any]:
+    """Weights in one file, then in shards, then in one file again, under one name."""
+    found = {}
+    for step, (size, initializer_range) in enumerate((("1GB", 0.3), ("8KB", 0.4), ("1GB", 0.5))):
+        model = fresh("ssd", initializer_range=initializer_range)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder, max_shard_size=size)
+            publish(Path(folder), "alice/reshaped")
+            weights = {file for file in API.list_repo_files("alice/reshaped") if ".safetensors" in file}
+            found[step] = [
+                differs(model, "alice/reshaped"),
+                weights == {p.name for p in Path(folder).glob("*.safetensors*")},
+            ]
+    return found
+
+
 def generation_config() -> dict[str, Any]:
     model = fresh("ssd")
     model.generation_config = GenerationConfig(max_new_tokens=7, temperature=0.5, do_sample=True, pad_token_id=0)
@@ -120,5 +136,7 @@ def refused() -> dict[str, str]:
 if __name__ == "__main__":
     names = list_architectures()
     found = {check.__name__: {name: check(name) for name in names} for check in (whole, sharded)}
-    found |= {check.__name__: check() for check in (generation_config, tokenizer, revisions, private, refused)}
+    found |= {
+        check.__name__: check() for check in (reshaped, generation_config, tokenizer, revisions, private, refused)
+    }
     print(json.dumps(found))

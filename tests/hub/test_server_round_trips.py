@@ -66,6 +66,10 @@ def test_weights_in_shards_come_back_with_the_same_logits(name: str, found: dict
     assert found["sharded"][name]["differs"] == 0
 
 
+def test_new_weights_take_the_place_of_old_ones_however_they_are_cut(found: dict[str, Any]) -> None:
+    assert found["reshaped"] == {"0": [0, True], "1": [0, True], "2": [0, True]}
+
+
 def test_generation_settings_come_back(found: dict[str, Any]) -> None:
     expected = {"max_new_tokens": 7, "temperature": 0.5, "do_sample": True, "generated": 7}
     assert found["generation_config"] == expected

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .card import folder_facts, model_card
@@ -12,12 +12,14 @@ from .usage import UsageError
 
 __all__ = ["publish", "write_card"]
 
-_CARD = "README.md"
+CommitOperation = CommitOperationAdd | CommitOperationDelete
+
+_CARD, _INDEX = "README.md", "model.safetensors.index.json"
 _ALLOWED = (
     "config.json",
     *CARRIED_OVER,
     "*.safetensors",
-    "model.safetensors.index.json",
+    _INDEX,
     "task.json",
     _CARD,
     "*.py",
@@ -31,7 +33,8 @@ _PICKLED_WEIGHTS = ("*model*.bin", "*model*.pt", "*model*.pth", "*.ckpt")
 def publish(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
     """Upload a checkpoint folder to the Hub in one commit: readers see all of it or nothing.
 
-    The repository and the branch are made where they are not there yet, and a model card where the folder has none.
+    Weights that an earlier commit left there give way to the new ones, in one file or in shards. The repository and
+    the branch are made where they are not there yet, and a model card where the folder has none.
 
     Args:
         folder: made by `save_pretrained`.
@@ -49,7 +52,7 @@ def publish(folder: Path, repo_id: str, private: bool = False, revision: str | N
     check_folder(folder)
     if not (folder / _CARD).exists():
         write_card(folder, repo_id)
-    operations = [CommitOperationAdd(name, folder / name) for name in publishable_files(folder)]
+    operations: list[CommitOperation] = [CommitOperationAdd(name, folder / name) for name in publishable_files(folder)]
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -59,12 +62,19 @@ def publish(folder: Path, repo_id: str, private: bool = False, revision: str | N
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        operations += _removals(api.list_repo_files(repo_id, revision=revision), publishable_files(folder))
         commit = api.create_commit(
             repo_id, operations, commit_message="Upload model with dsf_models", revision=revision
         )
     except (HTTPError, ConnectionError, HFValidationError) as error:
         raise UsageError(_refusal(repo_id, error)) from error
     return commit.commit_url
+
+
+def _removals(there: list[str], new: list[str]) -> list[CommitOperation]:
+    """What takes away earlier weights: a whole file of them would be read in place of the new shards."""
+    weights = {name for name in there if "/" not in name and name.endswith((".safetensors", _INDEX))}
+    return [CommitOperationDelete(name) for name in sorted(weights - set(new))]
 
 
 def _refusal(repo_id: str, error: Exception) -> str:
