@@ -136,6 +136,17 @@ def every(*only: str) -> Any:
     return pytest.mark.parametrize(("name", "case"), pairs, ids=["-".join(pair) for pair in pairs])
 
 
+REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
+"""Architectures that stand for all in the fast suite, where a test of each would take too long."""
+
+
+def others_slowly(*representatives: str) -> Any:
+    """Parametrise a test over the architectures: all in the slow suite, three or those named in the fast one too."""
+    fast = representatives or REPRESENTATIVES
+    names = [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in list_architectures()]
+    return pytest.mark.parametrize("name", names)
+
+
 def small_config(name: str, case: str = "full", **changes: Any) -> DSFConfig:
     """Return a small configuration of an architecture."""
     config_class = get_architecture(name).config_class

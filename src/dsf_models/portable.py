@@ -93,7 +93,7 @@ def _entry(modules: list[str], classes: list[str]) -> str:
         f"    import {PACKAGE}\n\n"
         f'    if Version({PACKAGE}.__version__) < Version("{__version__}"):\n'
         f'        raise ImportError("this checkpoint is of dsf_models {__version__}")\n'
-        f"    from {modules[0].rpartition('.')[0]} import (\n{names}    )\n"
+        f"    from {modules[0]} import (\n{names}    )\n"
         "except ImportError:\n"
         f"{bundled}"
         f"    from .{_flat(modules[0])} import (\n{names}    )\n\n"
@@ -139,7 +139,7 @@ def _statements(origin: str, node: ast.ImportFrom, needed: list[str]) -> Iterato
         else:
             names.setdefault(module, []).append(name if name == bound else f"{name} as {bound}")
     for module, found in names.items():
-        yield f"from .{_flat(module)} import ({', '.join(found)})" if found else ""
+        yield f"from .{_flat(module)} import ({', '.join(found)})"
 
 
 def _defined(module: str, name: str) -> tuple[str, str | None]:

@@ -20,7 +20,7 @@ from transformers.utils.generic import find_labels
 from dsf_models import list_architectures
 from dsf_models.backbone import get_architecture
 from tests import contract
-from tests.contract import NEEDED, VOCAB, fresh
+from tests.contract import NEEDED, REPRESENTATIVES, VOCAB, fresh, others_slowly
 
 LENGTH = 7
 NUM_LABELS = 3
@@ -36,10 +36,6 @@ LOSSES = [
     *((name, *loss) for name in list_architectures() for loss in (("next", 0.2), ("same", 0.0))),
     *((ALL_OF, *loss) for loss in (("next", 0.0), ("same", 0.2))),
 ]
-REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
-others_slowly = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in REPRESENTATIVES else pytest.mark.slow) for n in list_architectures()]
-)
 every_head = pytest.mark.parametrize("head", ["causal_lm", "sequence_classification", "token_classification"])
 
 
@@ -232,7 +228,7 @@ def test_packed_training_with_a_cache_asked_for(name):
 
 
 @pytest.mark.feature("Trainer: bfloat16")
-@others_slowly
+@others_slowly()
 def test_bfloat16(name, tmp_path):
     """Autocast keeps all weights in float32, a bfloat16 model those of its transition; both follow float32."""
     found = {}
@@ -253,7 +249,7 @@ def test_bfloat16(name, tmp_path):
 
 
 @pytest.mark.feature("Activation checkpointing")
-@every_architecture
+@others_slowly()
 def test_activation_checkpointing(name, tmp_path):
     """Both kinds, of every layer and of every second one, take the same step."""
     found = []
@@ -283,7 +279,7 @@ def word_tokenizer():
 
 
 @pytest.mark.feature("Trainer: tokenizer as processing_class")
-@every_architecture
+@others_slowly()
 def test_text_through_a_tokenizer(name, tmp_path):
     """Padded batches of text have the loss of each text alone; the saved folder loads with its tokenizer."""
     tokenizer, model = word_tokenizer(), model_of(name, pad_token_id=0, eos_token_id=1)

@@ -5,14 +5,10 @@ import torch
 from torch.export import Dim
 from transformers import DynamicCache
 
-from dsf_models import list_architectures
-from tests.contract import VOCAB, fresh
+from tests.contract import VOCAB, fresh, others_slowly
 
-REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
 SIZES = ((2, 7), (3, 19), (1, 70))
-three_fast = pytest.mark.parametrize(
-    "name", [n if n in REPRESENTATIVES else pytest.param(n, marks=pytest.mark.slow) for n in list_architectures()]
-)
+three_fast = others_slowly()
 
 
 def tokens(batch: int, length: int) -> torch.Tensor:

@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsf_models import list_architectures
 from dsf_models.cli import main
 from dsf_models.hub import serving
 from tests.consumers.tokenizers_of_text import trained_tokenizer
-from tests.contract import fresh
+from tests.contract import fresh, others_slowly
 
 PROMPT = "The state is a matrix"
 MESSAGES = [{"role": "user", "content": "What is a state?"}]
@@ -87,10 +86,7 @@ def generated_here(name: str, ids: torch.Tensor) -> str:
 
 
 @pytest.mark.feature("dsf-models serve")
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "ssd" else pytest.param(n, marks=pytest.mark.slow) for n in list_architectures()],
-)
+@others_slowly("ssd")
 def test_the_server_completes_chats_and_streams(name, tmp_path):
     folder = saved_model(name, tmp_path / "model")
     tokenizer = trained_tokenizer()

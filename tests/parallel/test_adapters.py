@@ -12,11 +12,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from dsf_models import list_architectures, lora_config
+from dsf_models import lora_config
 from dsf_models.backbone import get_architecture
-from tests.contract import assert_close, fresh, sequences, small_config
+from tests.contract import assert_close, fresh, others_slowly, sequences, small_config
 
-NAMES = pytest.mark.parametrize("name", list_architectures())
+NAMES = others_slowly()
 CASES = ("full", "default")
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dsf_models import list_architectures
-from tests.contract import fresh, variants
+from tests.contract import REPRESENTATIVES, fresh, variants
 from tests.parallel import processes
 
 CHECKS = {
@@ -13,7 +13,6 @@ CHECKS = {
     "sharded_in_bfloat16": "Fully sharded training (FSDP2)",
     "tensor_parallel": "Tensor parallelism",
 }
-REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
 
 
 def save(folder, name, case):

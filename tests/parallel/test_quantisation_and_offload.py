@@ -7,11 +7,10 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
-from dsf_models import list_architectures
 from dsf_models.backbone import get_architecture
-from tests.contract import NEEDED, VOCAB, error, fresh, generate, sequences
+from tests.contract import NEEDED, VOCAB, error, fresh, generate, others_slowly, sequences
 
-NAMES = pytest.mark.parametrize("name", list_architectures())
+NAMES = others_slowly()
 FOUR_BIT = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 KINDS = {
     "bitsandbytes 8-bit": (BitsAndBytesConfig(load_in_8bit=True), 0.1),
