@@ -14,11 +14,13 @@ from pathlib import Path
 
 from .version import __version__
 
-__all__ = ["ENTRY", "IS_COPY", "auto_map", "code_files", "is_portable", "root_package", "write_code"]
+__all__ = ["ENTRY", "FLAT", "IS_COPY", "auto_map", "code_files", "is_portable", "root_package", "write_code"]
 
-PACKAGE, FLAT = "dsf_models", "dsf_"
+PACKAGE = "dsf_models"
 ENTRY = "modeling_dsf"
 """The module that transformers loads first."""
+FLAT = "dsf_"
+"""What the names of all other modules in the folder begin with."""
 IS_COPY = __name__.startswith("transformers_modules.")
 """Whether this module is itself one that travelled with a checkpoint."""
 

@@ -59,6 +59,11 @@ def reshaped() -> dict[str, Any]:
                 differs(model, "alice/reshaped"),
                 weights == {p.name for p in Path(folder).glob("*.safetensors*")},
             ]
+    for step, (size, initializer_range) in enumerate((("1GB", 0.3), ("8KB", 0.4), ("1GB", 0.5))):
+        model = fresh("ssd", initializer_range=initializer_range)
+        model.push_to_hub("alice/reshaped_too", max_shard_size=size)
+        shards = sum(file.endswith(".safetensors") for file in API.list_repo_files("alice/reshaped_too"))
+        found[f"pushed {step}"] = [differs(model, "alice/reshaped_too"), (shards > 1) == (size == "8KB")]
     return found
 
 

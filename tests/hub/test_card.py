@@ -196,7 +196,7 @@ def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_what_belongs_to_a_model_is_uploaded(tmp_path: Path) -> None:
-    wanted = [".eval_results/mqar.yaml", "README.md", "config.json", "modeling_ssd.py", "task.json", "tokenizer.json"]
+    wanted = [".eval_results/mqar.yaml", "README.md", "config.json", "modeling_dsf.py", "task.json", "tokenizer.json"]
     wanted += ["generation_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     others = ["optimizer.pt", "training_args.bin", ".env", "notes.txt", "checkpoint-7/model.safetensors", ".git/config"]
     for name in wanted + others:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-__all__ = ["check_files", "check_index", "damaged_file"]
+__all__ = ["check_files", "check_index", "damaged_file", "stale_weights"]
 
 SUFFIX = ".safetensors"
 SPARE_ELEMENTS = 2**28
@@ -17,6 +18,21 @@ ELEMENTS_PER_BYTE = 2
 """Parameters that a byte of a file may stand for: one of 8 bits, and as many again, drawn anew for a new head."""
 QUANTIZED_ELEMENTS_PER_BYTE = 8
 """The same for a quantised checkpoint, whose parameters may have a single bit."""
+
+
+def stale_weights(there: Iterable[str], new: Iterable[str]) -> list[str]:
+    """Return the weights in a repository that new ones replace: a whole file would be read in place of new shards.
+
+    Args:
+        there: names of the repository's files.
+        new: names of the files that are uploaded.
+
+    Returns:
+        Names of weights and indices at the repository's root that are not uploaded anew.
+    """
+    ours = re.compile(r"model[^/]*\.safetensors(\.index\.json)?")  # and no adapter's
+    found = {name for name in new if ours.fullmatch(name)}
+    return sorted({name for name in there if ours.fullmatch(name)} - found) if found else []
 
 
 def check_index(index: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -26,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import did_you_mean, require
 from ..portable import root_package
-from .checkpoint import check_files, check_index, damaged_file
+from .checkpoint import check_files, check_index, damaged_file, stale_weights
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
 from .generation import DSFGenerationMixin
@@ -195,6 +196,18 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
             return super().push_to_hub(repo_id, *args, **kwargs)
         finally:
             self.config.carry_code(carried)
+
+    def _upload_modified_files(
+        self, working_dir: str | Path, repo_id: str, *args: Any, create_pr: bool = False, **kwargs: Any
+    ) -> CommitInfo:
+        commit = super()._upload_modified_files(working_dir, repo_id, *args, create_pr=create_pr, **kwargs)
+        where = {name: kwargs.get(name) for name in ("token", "revision")}
+        new = [path.name for path in Path(working_dir).iterdir()]
+        stale = [] if create_pr else stale_weights(HfApi().list_repo_files(repo_id, **where), new)
+        if stale:
+            operations = [CommitOperationDelete(name) for name in stale]
+            HfApi().create_commit(repo_id, operations, commit_message="Remove earlier weights", **where)
+        return commit
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

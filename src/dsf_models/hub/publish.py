@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 
+from ..backbone.checkpoint import stale_weights
+from ..portable import ENTRY, FLAT
 from .card import folder_facts, model_card
 from .conversion.checkpoint import CARRIED_OVER
 from .files import write_text
@@ -12,17 +14,16 @@ from .usage import UsageError
 
 __all__ = ["publish", "write_card"]
 
-CommitOperation = CommitOperationAdd | CommitOperationDelete
-
-_CARD, _INDEX = "README.md", "model.safetensors.index.json"
+_CARD = "README.md"
 _ALLOWED = (
     "config.json",
     *CARRIED_OVER,
-    "*.safetensors",
-    _INDEX,
+    "model*.safetensors",
+    "model.safetensors.index.json",
     "task.json",
     _CARD,
-    "*.py",
+    f"{ENTRY}.py",
+    f"{FLAT}*.py",
     ".eval_results/*.yaml",
 )
 """Patterns of what is uploaded; anything else in the folder, such as optimiser states, stays where it is."""
@@ -52,29 +53,27 @@ def publish(folder: Path, repo_id: str, private: bool = False, revision: str | N
     check_folder(folder)
     if not (folder / _CARD).exists():
         write_card(folder, repo_id)
-    operations: list[CommitOperation] = [CommitOperationAdd(name, folder / name) for name in publishable_files(folder)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, folder / name) for name in publishable_files(folder)
+    ]
     api = HfApi()
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        # None leaves it to the Hub, where an organisation may keep new repositories private.
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
             raise UsageError(
                 f"private=True: {repo_id!r} is there already and public; make it private on the Hub first."
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations += _removals(api.list_repo_files(repo_id, revision=revision), publishable_files(folder))
+        earlier = stale_weights(api.list_repo_files(repo_id, revision=revision), publishable_files(folder))
+        operations += [CommitOperationDelete(name) for name in earlier]
         commit = api.create_commit(
             repo_id, operations, commit_message="Upload model with dsf_models", revision=revision
         )
     except (HTTPError, ConnectionError, HFValidationError) as error:
         raise UsageError(_refusal(repo_id, error)) from error
     return commit.commit_url
-
-
-def _removals(there: list[str], new: list[str]) -> list[CommitOperation]:
-    """What takes away earlier weights: a whole file of them would be read in place of the new shards."""
-    weights = {name for name in there if "/" not in name and name.endswith((".safetensors", _INDEX))}
-    return [CommitOperationDelete(name) for name in sorted(weights - set(new))]
 
 
 def _refusal(repo_id: str, error: Exception) -> str:
