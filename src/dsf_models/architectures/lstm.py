@@ -278,12 +278,13 @@ def _exported_lstm(
 def _compiled_lstm(
     inputs: Tensor, state: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _run_lstm(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
+    y, last = _run_lstm(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
+    return y.contiguous(), last  # torch's kernel lays y out by time, on some devices
 
 
 @_compiled_lstm.register_fake
 def _(inputs: Tensor, state: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    return inputs.new_empty(*inputs.shape[:2], state.shape[2]), torch.empty_like(state)
+    return inputs.new_empty(*inputs.shape[:2], state.shape[2]), state.new_empty(state.shape)
 
 
 @torch.library.custom_op("dsf_models::lstm_backward", mutates_args=())
