@@ -222,7 +222,9 @@ def test_the_command_prints_a_table_or_one_line_of_complaint(checkpoints: dict[s
     words = ["--model", str(checkpoints["ssd"]), "--output_dir", str(tmp_path / "out")]
     command = [sys.executable, str(ROOT / "evaluation" / "evaluate.py"), *words]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert (process.returncode, process.stderr) == (0, "")
+    # Where torchao is installed, its import says on a CPU which of its GPU libraries do not load.
+    said = [line for line in process.stderr.splitlines() if not re.search(r"torchao|_pytree\.py", line)]
+    assert (process.returncode, said) == (0, [])
     assert "| ssd | " in process.stdout
     with pytest.raises(SystemExit, match=r"^evaluate\.py: error: --output_dir .* already holds results"):
         setup(words)
