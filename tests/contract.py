@@ -87,7 +87,7 @@ _OWN_VARIANTS = {
 
 
 NEEDED = {"hybrid": {"mixers": ["ssd", "softmax_attention"]}}
-"""Fields without which a configuration cannot be made."""
+"""What a hybrid is made of in tests: two layers, since its default has four."""
 _GROUPED = {"ssd": {"n_groups": 2}, "softmax_attention": {"num_key_value_heads": 2}}
 _WINDOWED = {"softmax_attention": {"sliding_window": 4}}
 HYBRIDS = {

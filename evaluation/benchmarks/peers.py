@@ -108,15 +108,8 @@ def build_pair(name: str, shape: Shape, noise: float = 0.0) -> tuple[PreTrainedM
 
 
 def build_zoo(name: str, shape: Shape, **fields: object) -> PreTrainedModel:
-    """Return a freshly initialised model of an architecture here, with the defaults of its configuration.
-
-    A hybrid has no default: here its layers are SSD and softmax attention in turn.
-    """
+    """Return a freshly initialised model of an architecture here, with the defaults of its configuration."""
     architecture = get_architecture(name)
-    if name == "hybrid":
-        fields = {
-            "mixers": ["ssd" if i % 2 == 0 else "softmax_attention" for i in range(shape.num_hidden_layers)]
-        } | fields
     return architecture.causal_lm_class(architecture.config_class(**vars(shape), **fields)).eval()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .version import __version__
 
-__all__ = ["ENTRY", "FLAT", "IS_COPY", "auto_map", "code_files", "is_portable", "root_package", "write_code"]
+__all__ = ["ENTRY", "FLAT", "IS_COPY", "auto_map", "code_files", "is_own", "is_portable", "write_code"]
 
 PACKAGE = "dsf_models"
 ENTRY = "modeling_dsf"
@@ -25,9 +25,9 @@ IS_COPY = __name__.startswith("transformers_modules.")
 """Whether this module is itself one that travelled with a checkpoint."""
 
 
-def root_package(module: str) -> str:
-    """Return what all modules beside a module have in common: the package, or the folder of a checkpoint's code."""
-    return module.rpartition(".")[0] if IS_COPY else module.partition(".")[0]
+def is_own(module: str) -> bool:
+    """Return whether a module lies beside this one: in the package, or in the same checkpoint's code."""
+    return _root(module) == _root(__name__)
 
 
 def auto_map(classes: Mapping[str, str]) -> dict[str, str]:
@@ -76,6 +76,10 @@ def code_files(modules: list[str], classes: list[str]) -> dict[str, str]:
             waiting += needed
     files[f"{ENTRY}.py"] = _entry(modules, classes)
     return dict(sorted(files.items()))
+
+
+def _root(module: str) -> str:
+    return module.rpartition(".")[0] if IS_COPY else module.partition(".")[0]
 
 
 def _travels(stem: str) -> bool:

@@ -57,6 +57,8 @@ def test_with_the_package_the_code_is_not_looked_at(name, tmp_path):
     assert not list((tmp_path / "saved").glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     model.save_pretrained(tmp_path / "carrying", include_code=True)
+    model.save_pretrained(tmp_path / "saved")
+    assert not list((tmp_path / "saved").glob("*.py")), "what one save was asked for, the next one does too"
     for file in (tmp_path / "carrying").glob("*.py"):
         file.write_text("raise RuntimeError('was run')")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "carrying")

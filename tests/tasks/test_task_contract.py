@@ -13,13 +13,16 @@ from transformers import default_data_collator
 from dsf_models.tasks import IGNORE_INDEX, SPLITS, get_task, list_tasks, load_task
 
 pytestmark = pytest.mark.parametrize("name", list_tasks())
-COLUMNS = {"input_ids", "labels"}
+
+
+def columns_of(task):
+    return {"input_ids", "labels"} | ({"attention_mask"} if task.pad_token_id is not None else set())
 
 
 def test_columns(name):
     task = get_task(name)
     columns = task.generate("train", 0, 0, 300)
-    assert columns.keys() == COLUMNS
+    assert columns.keys() == columns_of(task)
     for column in columns.values():
         assert column.shape == (300, task.sequence_length)
         assert column.dtype == np.int32
@@ -38,8 +41,24 @@ def test_examples_depend_on_their_address_alone(name):
         torch.manual_seed(start)
         other.generate("test", start, 0, 10)
         part = task.generate("train", 3, start, stop)
-        for column in COLUMNS:
+        for column in whole:
             np.testing.assert_array_equal(part[column], whole[column][start:stop])
+    some = np.array([499, 3, 3, 250])
+    for column, values in other.examples("train", 3, some).items():
+        np.testing.assert_array_equal(values, whole[column][some])
+
+
+def test_pads_are_masked_and_never_scored(name):
+    task = get_task(name)
+    columns = task.generate("train", 0, 0, 300)
+    if task.pad_token_id is None:
+        assert "attention_mask" not in columns
+        return
+    pads = columns["attention_mask"] == 0
+    assert pads.any(), "a task with a pad has examples of different lengths"
+    np.testing.assert_array_equal(pads, columns["input_ids"] == task.pad_token_id)
+    assert (columns["labels"][pads] == IGNORE_INDEX).all()
+    assert task.pad_token_id not in columns["labels"]
 
 
 def test_generation_leaves_the_global_generators_alone(name):
@@ -51,7 +70,8 @@ def test_generation_leaves_the_global_generators_alone(name):
 
 def test_the_number_of_examples_changes_none_of_them(name):
     few, many = (load_task(name, split="test", seed=5, num_examples=n).with_format("numpy")[:7] for n in (7, 60))
-    for column in COLUMNS:
+    assert few.keys() == many.keys()
+    for column in few:
         np.testing.assert_array_equal(few[column], many[column])
 
 
@@ -91,7 +111,7 @@ def test_describe_is_json_and_rebuilds_the_task(name):
 def test_groups_have_one_value_per_scored_position(name):
     task = get_task(name)
     columns = task.generate("train", 0, 0, 50)
-    for facet in task.groups(**columns).values():
+    for facet in task.groups(columns["input_ids"], columns["labels"]).values():
         assert facet.shape == ((columns["labels"] != IGNORE_INDEX).sum(),)
 
 
@@ -105,7 +125,7 @@ def test_tasks_are_frozen(name):
 def test_dataset_holds_the_examples_and_their_description(name):
     task = get_task(name)
     dataset = load_task(name, split="validation", seed=4, num_examples=20)
-    assert dataset.column_names == ["input_ids", "labels"]
+    assert set(dataset.column_names) == columns_of(task)
     assert str(dataset.split) == "validation"
     assert json.loads(dataset.info.description.split("\n")[1]) == json.loads(json.dumps(task.describe()))
     for column, expected in task.generate("validation", 4, 0, 20).items():
@@ -127,7 +147,7 @@ def test_torch_loader_reads_int64(name):
     dataset = load_task(name, num_examples=10)
     batches = list(DataLoader(dataset.with_format("torch"), batch_size=4))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
-    for column in COLUMNS:
+    for column in dataset.column_names:
         assert batches[0][column].dtype == torch.int64
         assert torch.equal(batches[0][column], torch.tensor(dataset[:4][column]))
 

@@ -26,10 +26,15 @@ from .history import History, Snapshot
 __all__ = ["DSFAttentionLayer", "DSFSlidingLayer", "DSFStateLayer", "DSFStaticAttentionLayer", "checked_layer"]
 
 
-class _WindowMixin:
+class _DSFLayer:
     """What our layers share: the convolution window (b, K - 1, d), and how tokens are taken back."""
 
     is_croppable = True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether decoding may be compiled: not while the past is recorded."""
+        return not self.record_past
 
     def read_window(self, index: int = 0) -> Tensor | None:
         """Return the last K - 1 convolution inputs (or the window of another index), or None before the first write."""
@@ -120,7 +125,7 @@ class _WindowMixin:
         super().reorder_cache(beam_idx)
 
 
-class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
+class DSFStateLayer(_DSFLayer, LinearAttentionLayer, CacheLayerMixin):
     """Recurrent state and convolution window of one layer, with the number of tokens seen."""
 
     _layer_type = "dsf_state"
@@ -133,11 +138,6 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         self.is_initialized = False
         # A tensor: a Python integer would make a compiled decoding step specialise on every length.
         self.cumulative_length = torch.tensor(0, dtype=torch.long)
-
-    @property
-    def is_compileable(self) -> bool:
-        """Whether decoding may be compiled: not while the past is recorded."""
-        return not self.record_past
 
     def read_state(self) -> Tensor | None:
         """Return the recurrent state, or None before the first write."""
@@ -193,7 +193,7 @@ class DSFStateLayer(_WindowMixin, LinearAttentionLayer, CacheLayerMixin):
         self.cumulative_length.zero_()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take tokens back, as `_WindowMixin.crop` does, and count them off."""
+        """Take tokens back, as `_DSFLayer.crop` does, and count them off."""
         length = self.cumulative_length + tokens_to_remove
         super().crop(tokens_to_remove)
         self.cumulative_length.copy_(length)
@@ -230,10 +230,11 @@ class DSFSlidingLayer(DSFStateLayer):
         self.cumulative_length.add_(num_tokens)
 
 
-class DSFAttentionLayer(_WindowMixin, LinearAttentionAndFullAttentionLayer):
+class DSFAttentionLayer(_DSFLayer, LinearAttentionAndFullAttentionLayer):
     """Growing keys and values of a softmax layer with a short convolution, and the convolution's window."""
 
     _layer_type = "dsf_attention"
+    is_compileable = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back from window, keys and values."""
@@ -251,15 +252,10 @@ class DSFAttentionLayer(_WindowMixin, LinearAttentionAndFullAttentionLayer):
         DynamicLayer.batch_select_indices(self, indices)
 
 
-class DSFStaticAttentionLayer(_WindowMixin, LinearAttentionAndStaticFullAttentionLayer):
+class DSFStaticAttentionLayer(_DSFLayer, LinearAttentionAndStaticFullAttentionLayer):
     """Preallocated keys and values of a softmax layer with a short convolution, and the convolution's window."""
 
     _layer_type = "dsf_attention"
-
-    @property
-    def is_compileable(self) -> bool:
-        """Whether decoding may be compiled: not while the past is recorded."""
-        return not self.record_past
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back from window, keys and values."""
@@ -288,7 +284,7 @@ STATIC_LAYER_TYPE_MAPPING["dsf_sliding"] = DSFSlidingLayer
 
 
 def checked_layer(
-    cache: Cache, layer_idx: int, kind: type = _WindowMixin
+    cache: Cache, layer_idx: int, kind: type = _DSFLayer
 ) -> DSFStateLayer | DSFAttentionLayer | DSFStaticAttentionLayer:
     """Return the cache layer of a mixer, which must be of this kind.
 

@@ -13,10 +13,21 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-__all__ = ["CACHE_NAME", "HEADS", "LORA_TARGETS", "register_with_peft", "resolve_cache"]
+__all__ = ["CACHE_NAME", "CLASS_NAMES", "LORA_TARGETS", "register_with_peft", "resolve_cache"]
 
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the cache argument and output field: `past_key_values` in 5.23, `cache` from 5.24 on."""
+
+CLASS_NAMES: dict[str, dict[str, str]] = {
+    "AutoModel": MODEL_MAPPING_NAMES,
+    "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+}
+"""Names of classes by Auto class and model_type, as transformers keeps them."""
+
+LORA_TARGETS = "all-linear"
+"""What LoRA adapts by default: every projection of mixers and channel mixers; PEFT leaves heads out."""
 
 
 def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
@@ -39,18 +50,6 @@ def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache |
             "e.g. DynamicCache(config=model.config)."
         )
     return given
-
-
-HEADS: dict[str, dict[str, str]] = {
-    "AutoModel": MODEL_MAPPING_NAMES,
-    "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    "AutoModelForTokenClassification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-}
-"""Names of classes by Auto class and model_type, as transformers keeps them."""
-
-LORA_TARGETS = "all-linear"
-"""What LoRA adapts by default: every projection of mixers and channel mixers; PEFT leaves heads out."""
 
 
 def register_with_peft(model_type: str) -> None:

@@ -1,7 +1,8 @@
 """The configuration that every architecture shares: sizes, block structure, positions, initialisation."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +16,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from transformers.utils import logging
 
 from ..errors import did_you_mean, require
-from ..portable import auto_map, is_portable, root_package, write_code
+from ..portable import auto_map, is_own, is_portable, write_code
 from ..version import __version__
-from .compat import HEADS, register_with_peft
+from .compat import CLASS_NAMES, register_with_peft
 from .migrations import VERSION_FIELD, is_newer, migrate, read_version
 
 __all__ = ["MAX_LABELS", "MAX_LAYERS", "MAX_SIZE", "DSFConfig", "bounds"]
@@ -218,16 +219,24 @@ class DSFConfig(PreTrainedConfig):
         found = super().to_dict() | {VERSION_FIELD: __version__}
         return {key: value for key, value in found.items() if key in self.__dataclass_fields__ or self._allows(key)}
 
-    def carry_code(self, carry: bool) -> None:
-        """Let files of this configuration carry the code of its models with them, or not.
+    @contextlib.contextmanager
+    def carrying_code(self, carry: bool | None = True) -> Iterator[None]:
+        """Let files that are saved meanwhile carry the code of the models with them (None: as the loaded files did).
 
         With the code, `from_pretrained(folder, trust_remote_code=True)` works where dsf_models is not installed; where
         it is, the code is not looked at.
         """
+        earlier = vars(self).get("auto_map")
         if carry:
             self.auto_map = auto_map(self._auto_classes())
-        elif self.carries_code:
+        elif carry is False and self.carries_code:
             del self.auto_map
+        try:
+            yield
+        finally:
+            vars(self).pop("auto_map", None)
+            if earlier is not None:
+                self.auto_map = earlier
 
     @property
     def carries_code(self) -> bool:
@@ -237,22 +246,24 @@ class DSFConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write config.json, and beside it the code where the configuration carries it."""
         if self.carries_code:
-            self.carry_code(True)  # of a repository of the Hub, auto_map names that
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             layers = {type(self.layer_config(i)).__module__ for i in range(self.num_hidden_layers)}
             own = type(self).__module__
             write_code(Path(save_directory), [own, *sorted(layers - {own})], set(self._auto_classes().values()))
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # Anew, since the auto_map of a repository of the Hub names that.
+        with self.carrying_code(self.carries_code or None):
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Do what transformers does for classes of users; those of this package are saved by `carry_code`."""
-        if root_package(cls.__module__) != root_package(__name__):
+        """Do what transformers does for classes of users; those of this package are saved by `carrying_code`."""
+        if not is_own(cls.__module__):
             super().register_for_auto_class(auto_class)
 
     def _auto_classes(self) -> dict[str, str]:
         """Return the names of the classes of this architecture, by the Auto classes that ask for them."""
-        return {"AutoConfig": type(self).__name__} | {auto: names[self.model_type] for auto, names in HEADS.items()}
+        models = {auto_class: names[self.model_type] for auto_class, names in CLASS_NAMES.items()}
+        return {"AutoConfig": type(self).__name__} | models
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("layer_types", None)

@@ -3,12 +3,9 @@
 Letters: b batch, t time, d hidden_size, v vocabulary.
 """
 
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
@@ -26,8 +23,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from ..errors import did_you_mean, require
-from ..portable import root_package
-from .checkpoint import check_files, check_index, damaged_file, stale_weights
 from .compat import CACHE_NAME, resolve_cache
 from .configuration import DSFConfig
 from .generation import DSFGenerationMixin
@@ -44,6 +39,7 @@ from .layers import (
 from .layout import TokenLayout, build_layout, recurrent_mask
 from .loss import aligned_targets, causal_lm_loss
 from .mixer import DSFMixer
+from .persistence import PersistenceMixin
 from .positions import DSFRotaryEmbedding
 from .registry import get_architecture, mixer_class
 
@@ -128,7 +124,7 @@ class DSFInputMixer(_JoinMixin, nn.Module):
         return self._join(hidden, self.channel_mixer(self.norm(hidden)))
 
 
-class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
+class DSFPreTrainedModel(InspectionMixin, PersistenceMixin, PreTrainedModel):
     """What all models share with transformers: names, capabilities and the one place of initialisation."""
 
     config: DSFConfig
@@ -144,94 +140,6 @@ class DSFPreTrainedModel(InspectionMixin, PreTrainedModel):
         kinds = {mixer_class(self.config.layer_config(i)) for i in range(self.config.num_hidden_layers)}
         shared = any(kind.shares_transfer_matrix for kind in kinds)
         return {"hidden_states": DSFBlock} | ({"attentions": DSFMixer} if shared else {})
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Self:
-        """Load a model as transformers does, from safetensors files alone.
-
-        Args:
-            pretrained_model_name_or_path: a folder or a repository of the Hub.
-            model_args: passed on to the constructor.
-            kwargs: keywords of `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            ValueError: use_safetensors=False; unpickling a .bin file can run any code that somebody put into it.
-            OSError: there is no safetensors file, one is damaged, or the files do not belong to the configuration.
-        """
-        if kwargs.pop("use_safetensors", None) is False:
-            raise ValueError(
-                "use_safetensors=False: only safetensors files are loaded, since unpickling can run foreign code; "
-                "convert the file with safetensors.torch.save_file."
-            )
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        for index in sorted(folder.glob("*.safetensors.index*.json")) if pretrained_model_name_or_path else ():
-            check_index(index)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
-        except SafetensorError as error:
-            name = damaged_file(pretrained_model_name_or_path) or pretrained_model_name_or_path
-            raise OSError(f"{name} is damaged or cut off ({error}): copy or download it again.") from error
-
-    def save_pretrained(
-        self, save_directory: str | Path, *args: Any, include_code: bool | None = None, **kwargs: Any
-    ) -> None:
-        """Save a model as transformers does, in safetensors files.
-
-        Args:
-            save_directory: the folder.
-            args: passed on.
-            include_code: write the code of the model beside it, so that it loads with trust_remote_code=True where
-                dsf_models is not installed; None does so for a model that was loaded with its code beside it.
-            kwargs: keywords of `PreTrainedModel.save_pretrained`.
-        """
-        if include_code is not None:
-            self.config.carry_code(include_code)
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *args: Any, include_code: bool = True, **kwargs: Any) -> str:
-        """Push a model to the Hub as transformers does, by default with its code; arguments as in `save_pretrained`."""
-        carried = self.config.carries_code
-        self.config.carry_code(include_code)
-        try:
-            return super().push_to_hub(repo_id, *args, **kwargs)
-        finally:
-            self.config.carry_code(carried)
-
-    def _upload_modified_files(
-        self, working_dir: str | Path, repo_id: str, *args: Any, create_pr: bool = False, **kwargs: Any
-    ) -> CommitInfo:
-        commit = super()._upload_modified_files(working_dir, repo_id, *args, create_pr=create_pr, **kwargs)
-        where = {name: kwargs.get(name) for name in ("token", "revision")}
-        new = [path.name for path in Path(working_dir).iterdir()]
-        stale = [] if create_pr else stale_weights(HfApi().list_repo_files(repo_id, **where), new)
-        if stale:
-            operations = [CommitOperationDelete(name) for name in stale]
-            HfApi().create_commit(repo_id, operations, commit_message="Remove earlier weights", **where)
-        return commit
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Do what transformers does for classes of users; those of this package save their code by `include_code`."""
-        if root_package(cls.__module__) != root_package(__name__):
-            super().register_for_auto_class(auto_class)
-
-    @staticmethod
-    def _load_pretrained_model(
-        model: "DSFPreTrainedModel",
-        state_dict: dict[str, Tensor] | None,
-        checkpoint_files: list[str] | None,
-        load_config: Any,
-        expected_keys: list[str] | None = None,
-    ) -> Any:
-        # Where transformers has found the files, on the Hub or here, and built the model on the meta device.
-        if state_dict is None:
-            # An adapter is loaded into a model whose own parameters may lie on the disk, and so on the meta device too.
-            wanted = model.parameters()
-            if expected_keys is not None:
-                wanted = [model.get_parameter(key) for key in expected_keys]
-            weight_map = (load_config.sharded_metadata or {}).get("weight_map")
-            check_files(wanted, checkpoint_files or [], weight_map, load_config.is_quantized)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # In code from outside transformers, modules without parameters of their own are passed over, lest loaded
@@ -397,19 +305,22 @@ class DSFModel(DSFPreTrainedModel):
             self._add_causal_masks(masks, hidden, full_mask, cache, layout)
         if self.attends and layout.documents is not None:
             kwargs = self._varlen_keywords(layout, full_mask) | kwargs
-        if self.embedding_scale != 1:
-            hidden = hidden * self.embedding_scale
-        if self.embed_positions is not None:
-            hidden = hidden + self.embed_positions(layout.position_ids)
         angles = self.rotary_emb(hidden, layout.position_ids) if self.rotary_emb is not None else None
-        hidden = self.dropout(hidden) if self.training else hidden
-        if self.input_mixer is not None:
-            hidden = self.input_mixer(hidden)
+        hidden = self._before_blocks(hidden, layout)
         for block, layer_type in zip(self.layers, self._layer_types_run(), strict=False):
             hidden = block(
                 hidden, layout, cache, attention_mask=masks.get(layer_type), position_embeddings=angles, **kwargs
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE_NAME: cache})
+
+    def _before_blocks(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Map embeddings (b, t, d) to the input of the first block."""
+        if self.embedding_scale != 1:
+            hidden = hidden * self.embedding_scale
+        if self.embed_positions is not None:
+            hidden = hidden + self.embed_positions(layout.position_ids)
+        hidden = self.dropout(hidden) if self.training else hidden
+        return hidden if self.input_mixer is None else self.input_mixer(hidden)
 
     def _layer_types_run(self) -> list[str]:
         """Return the types of the layers that run: early exit lowers config.num_hidden_layers for a while."""

@@ -2,17 +2,12 @@
 
 from dataclasses import dataclass
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+import transformers
+from transformers import AutoConfig
 
 from ..errors import suggest
 from ..portable import IS_COPY
-from .compat import HEADS
+from .compat import CLASS_NAMES
 from .configuration import DSFConfig
 from .mixer import DSFMixer
 
@@ -54,6 +49,14 @@ class Architecture:
 
 _ARCHITECTURES: dict[str, Architecture] = {}
 
+_FIELDS = {
+    "AutoModel": "model_class",
+    "AutoModelForCausalLM": "causal_lm_class",
+    "AutoModelForSequenceClassification": "sequence_classification_class",
+    "AutoModelForTokenClassification": "token_classification_class",
+}
+"""Which class of an architecture each Auto class builds."""
+
 
 def register_architecture(architecture: Architecture) -> None:
     """Add an architecture, and its classes to transformers' Auto classes.
@@ -69,7 +72,7 @@ def register_architecture(architecture: Architecture) -> None:
             f"model_type={model_type!r} is taken by {_ARCHITECTURES[architecture.name].config_class.__name__}."
         )
     # Before the first mapping is written, so that a refused architecture leaves no trace.
-    for name in ("model_class", "causal_lm_class", "sequence_classification_class", "token_classification_class"):
+    for name in _FIELDS.values():
         head_class = getattr(architecture, name)
         if head_class.config_class is not config_class:
             raise ValueError(
@@ -79,15 +82,12 @@ def register_architecture(architecture: Architecture) -> None:
     if not IS_COPY:
         # The code of a checkpoint is transformers' to register: other checkpoints bring other copies.
         AutoConfig.register(model_type, config_class)
-        AutoModel.register(config_class, architecture.model_class)
-        AutoModelForCausalLM.register(config_class, architecture.causal_lm_class)
-        AutoModelForSequenceClassification.register(config_class, architecture.sequence_classification_class)
-        AutoModelForTokenClassification.register(config_class, architecture.token_classification_class)
-    # By these names Trainer knows whose labels it must shift for label smoothing, and pipelines what they can run.
-    HEADS["AutoModel"][model_type] = architecture.model_class.__name__
-    HEADS["AutoModelForCausalLM"][model_type] = architecture.causal_lm_class.__name__
-    HEADS["AutoModelForSequenceClassification"][model_type] = architecture.sequence_classification_class.__name__
-    HEADS["AutoModelForTokenClassification"][model_type] = architecture.token_classification_class.__name__
+    for auto_class, name in _FIELDS.items():
+        head_class = getattr(architecture, name)
+        if not IS_COPY:
+            getattr(transformers, auto_class).register(config_class, head_class)
+        # By these names Trainer knows whose labels it must shift for label smoothing, and pipelines what they can run.
+        CLASS_NAMES[auto_class][model_type] = head_class.__name__
     _ARCHITECTURES[architecture.name] = architecture
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsf_models.errors import require, require_known
-from dsf_models.tasks.counter_rng import Ints, RowRandom
+from dsf_models.tasks.counter_rng import Ints, RowRandom, UInts
 
 Int32s = NDArray[np.int32]
 
@@ -37,8 +37,9 @@ def require_integer(field: str, value: object, least: int) -> None:
 class SyntheticTask(ABC):
     """A task whose example i is a pure function of its sizes and of (seed, split, i).
 
-    Columns: `input_ids` and `labels`, int32 of one fixed length. labels[t] is the target of the output at position t
-    (no shift); -100 is not scored. The splits are disjoint streams of random numbers, and so are the tasks. Sizes do
+    Columns: `input_ids` and `labels`, int32 of one fixed length; where examples are of different lengths, pads fill them
+    up and `attention_mask` says where none stands. labels[t] is the target of the output at position t (no shift); -100
+    is not scored. The splits are disjoint streams of random numbers, and so are the tasks. Sizes do
     not enter the random key: two sizes of one task share draws, which pairs comparisons between them.
 
     Every field of a subclass has a default, whose type is the type of the field.
@@ -63,6 +64,11 @@ class SyntheticTask(ABC):
             self._require(type(value) in allowed, field.name, f"give {kind.__name__}, not {type(value).__name__}")
         for name in ("vocab_size", "sequence_length"):
             self._require(1 <= getattr(self, name) < 2**31, name, "give 1 to 2**31 - 1")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills up shorter examples and stands for nothing else, or None where all have one length."""
+        return None
 
     @property
     @abstractmethod
@@ -104,21 +110,26 @@ class SyntheticTask(ABC):
             stop: one past the last example, at most 2^64-1.
 
         Returns:
-            input_ids and labels, int32 (stop - start, t).
+            input_ids, labels and, where there is a `pad_token_id`, attention_mask, int32 (stop - start, t).
 
         Raises:
             ValueError: unknown split, or a seed or range outside its limits.
         """
-        require_known("split", split, SPLITS)
-        require_integer("seed", seed, 0)
         require_integer("start", start, 0)
         require_integer("stop", stop, start)
-        columns = {name: np.empty((stop - start, self.sequence_length), np.int32) for name in ("input_ids", "labels")}
-        for block in _blocks(start, stop, self.sequence_length):
-            rows = np.arange(block.start, block.stop, dtype=np.uint64)
-            input_ids, labels = self._rows(RowRandom(int(seed), f"{self.name}/{split}", rows))
-            columns["input_ids"][block.start - start : block.stop - start] = input_ids
-            columns["labels"][block.start - start : block.stop - start] = labels
+        return self.examples(split, seed, np.arange(start, stop, dtype=np.uint64))
+
+    def examples(self, split: str, seed: int, indices: UInts) -> dict[str, Int32s]:
+        """The examples of these indices (b,), in this order; otherwise as `generate`."""
+        require_known("split", split, SPLITS)
+        require_integer("seed", seed, 0)
+        columns = {name: np.empty((len(indices), self.sequence_length), np.int32) for name in ("input_ids", "labels")}
+        for block in _blocks(0, len(indices), self.sequence_length):
+            rows = slice(block.start, block.stop)
+            rng = RowRandom(int(seed), f"{self.name}/{split}", np.asarray(indices[rows], np.uint64))
+            columns["input_ids"][rows], columns["labels"][rows] = self._rows(rng)
+        if self.pad_token_id is not None:
+            columns["attention_mask"] = (columns["input_ids"] != self.pad_token_id).astype(np.int32)
         return columns
 
     def data_hash(self, split: str, seed: int, num_examples: int) -> str:

@@ -58,7 +58,7 @@ def load_task(
         **sizes: fields of the task's class.
 
     Returns:
-        Columns `input_ids` and `labels`, b lists of t int32; `info.description` holds the task's `describe()`.
+        The columns of `SyntheticTask`, b lists of t int32; `info.description` holds the task's `describe()`.
 
     Raises:
         ValueError: see `get_task` and `SyntheticTask.generate`.
