@@ -37,10 +37,10 @@ def require_integer(field: str, value: object, least: int) -> None:
 class SyntheticTask(ABC):
     """A task whose example i is a pure function of its sizes and of (seed, split, i).
 
-    Columns: `input_ids` and `labels`, int32 of one fixed length; where examples are of different lengths, pads fill them
-    up and `attention_mask` says where none stands. labels[t] is the target of the output at position t (no shift); -100
-    is not scored. The splits are disjoint streams of random numbers, and so are the tasks. Sizes do
-    not enter the random key: two sizes of one task share draws, which pairs comparisons between them.
+    Columns: `input_ids` and `labels`, int32 of one fixed length; where examples differ in length, pads fill them up and
+    `attention_mask` says where none stands. labels[t] is the target of the output at position t (no shift); -100 is
+    not scored. The splits are disjoint streams of random numbers, and so are the tasks. Sizes do not enter the random
+    key: two sizes of one task share draws, which pairs comparisons between them.
 
     Every field of a subclass has a default, whose type is the type of the field.
     """
