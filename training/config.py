@@ -7,6 +7,7 @@ The sections are `run` (folder and seed), `model` (architecture and its configur
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -84,6 +85,9 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Decoupled weight decay of the matrices."""
 
+    transition_ratio: float = 1.0
+    """Learning rate of the parameters of Λ, as a multiple of `learning_rate`."""
+
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of the averages of the gradient and of its square."""
 
@@ -91,7 +95,8 @@ class OptimizerConfig:
     """Added to the root of the averaged square."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "use a positive number")
+        for name in ("learning_rate", "transition_ratio"):
+            _require(0 < getattr(self, name) < inf, f"optimizer.{name}", getattr(self, name), "use a positive number")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or a positive number")
         _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "use two numbers in [0, 1)")
         _require(self.epsilon > 0, "optimizer.epsilon", self.epsilon, "use a positive number")
@@ -99,17 +104,27 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up, then half a cosine down to a fraction of the highest learning rate."""
+    """Learning rate over the steps: a linear warm-up, then one of three shapes."""
+
+    shape: Literal["cosine", "wsd", "constant"] = "cosine"
+    """"cosine": half a cosine from the highest learning rate to the last one. "wsd" (warm-up, stable, decay): constant,
+    then a line to the last one over `decay_steps`. "constant": no decay."""
 
     warmup_steps: int = 100
     """Steps of the warm-up; 0 starts at the highest learning rate."""
 
+    decay_steps: int | None = None
+    """Steps of the decay of "wsd"; null: a fifth of all steps."""
+
     final_ratio: float = 0.1
-    """Learning rate of the last step, as a fraction of the highest; 1 keeps it constant."""
+    """Learning rate of the last step, as a fraction of the highest; "constant" leaves it out of account."""
 
     def __post_init__(self) -> None:
         _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "use 0 or more")
         _require(0 <= self.final_ratio <= 1, "schedule.final_ratio", self.final_ratio, "use a number from 0 to 1")
+        if self.decay_steps is not None:
+            _require(self.decay_steps > 0, "schedule.decay_steps", self.decay_steps, "use at least 1, or null")
+            _require(self.shape == "wsd", "schedule.decay_steps", self.decay_steps, 'only shape "wsd" has it: use null')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +145,20 @@ class TrainingConfig:
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the forward pass; fp16 needs an accelerator."""
+
+    activation_checkpointing: bool = False
+    """Compute activations anew in the backward pass: less memory, more time, the same result."""
+
+    compile: bool = False
+    """Compile the model with torch.compile, which pays where a run is long."""
+
+    max_skipped_steps: int = 10
+    """Steps in a row whose gradient may be infinite or not a number; such steps leave the weights alone, and one more
+    stops the run."""
+
+    peak_flops: float | None = None
+    """Floating-point operations per second that one device can do, of which the log then says the share used; null
+    takes what is known of the GPU, and says nothing on a CPU."""
 
     eval_batch_size: int = 256
     """Examples per forward pass of an evaluation and process; changes memory, not the result."""
@@ -155,6 +184,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             _require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "use at least 1")
+        _require(self.max_skipped_steps >= 0, "training.max_skipped_steps", self.max_skipped_steps, "use 0 or more")
+        if self.peak_flops is not None:
+            _require(self.peak_flops > 0, "training.peak_flops", self.peak_flops, "use a positive number, or null")
         if self.max_grad_norm is not None:
             _require(self.max_grad_norm > 0, "training.max_grad_norm", self.max_grad_norm, "use more than 0, or null")
         if self.patience is not None:
@@ -215,8 +247,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model.get("architecture"), str):
             raise UsageError("model.architecture is missing: name one of dsf_models.list_architectures().")
-        steps, warmup = self.training.max_steps, self.schedule.warmup_steps
+        steps, warmup, decay = self.training.max_steps, self.schedule.warmup_steps, self.schedule.decay_steps or 0
         _require(warmup < steps, "schedule.warmup_steps", warmup, f"use less than training.max_steps ({steps})")
+        most = steps - warmup
+        _require(decay <= most, "schedule.decay_steps", decay, f"warm-up and decay overlap: use at most {most}")
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:

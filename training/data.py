@@ -1,69 +1,213 @@
-"""The examples of a run. A batch is a pure function of (seed, step): nothing has to be remembered to resume."""
+"""The examples of a run: splits whose rows are found by their index, and what each process is given of them.
 
-from dataclasses import dataclass
+Letters: b rows, t positions.
+"""
+
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from typing import Any, Literal
 
-import datasets
 import numpy as np
 import torch
 
+from dsf_models.backbone.loss import aligned_targets
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import SyntheticTask, get_task, load_task
+from dsf_models.tasks import IGNORE_INDEX, SyntheticTask, get_task
 from training.config import TaskConfig
+from training.score import Score
 
 Batch = dict[str, torch.Tensor]
-"""`input_ids` and `labels`, both (examples, length); labels[:, t] is the target of the output at position t."""
+"""Arguments of the model by name: input_ids, labels and, where there are pads or documents, what tells of them."""
+
+_HELD_TOKENS = 2**25
+"""Tokens of a split that are kept in memory once they are generated (256 MiB with their labels)."""
+_AHEAD = 2
+"""Batches that are made ready while the model works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """How each batch is shared out, and which share is this process's."""
+
+    batch_size: int
+    """Rows of one optimiser step over all processes and parts together."""
+
+    parts: int
+    """Parts that each process splits its share into."""
+
+    process: int
+    """Index of this process."""
+
+    num_processes: int
+    """Number of processes."""
+
+    seed: int
+    """Seed of the order of the rows."""
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """A task and its three disjoint splits."""
+class Delivery:
+    """What one process needs for one optimiser step."""
+
+    parts: list[Batch]
+    """Equal parts of its share of the batch."""
+
+    position: dict[str, Any] = field(default_factory=dict)
+    """Where the data go on behind this batch, as JSON takes it; empty where the number of the step says it."""
+
+
+class TrainingSource(ABC):
+    """What a model learns from."""
+
+    @abstractmethod
+    def deliveries(self, step: int, share: Share, position: Mapping[str, Any]) -> Iterator[Delivery]:
+        """The deliveries of optimiser steps `step`, `step + 1`, … without end.
+
+        Args:
+            step: optimiser steps already made.
+            share: which part of each batch is wanted.
+            position: that of the delivery of step `step` - 1; empty for step 0.
+        """
+
+
+class Examples(TrainingSource):
+    """A split: rows of one length, found by their index."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def rows(self, indices: np.ndarray) -> Batch:
+        """The rows of these indices (b,), as tensors of shape (b, t)."""
+
+    def deliveries(self, step: int, share: Share, position: Mapping[str, Any]) -> Iterator[Delivery]:
+        """As every source; each delivery is a pure function of (seed, step), so that no position is needed."""
+        while True:
+            indices = batch_indices(step, share.batch_size, len(self), share.seed)
+            chunks = np.split(indices, share.num_processes * share.parts)
+            yield Delivery([self.rows(chunk) for chunk in chunks[share.process :: share.num_processes]])
+            step += 1
+
+
+class TaskExamples(Examples):
+    """The first rows of a split of a synthetic task: in memory where they fit, else generated when asked for."""
+
+    def __init__(self, task: SyntheticTask, split: str, seed: int, count: int) -> None:
+        self.task, self.split, self.seed, self.count = task, split, seed, count
+        held = count * task.sequence_length <= _HELD_TOKENS
+        self._held = task.generate(split, seed, 0, count) if held else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, indices: np.ndarray) -> Batch:
+        """The rows of these indices (b,), as tensors of shape (b, t)."""
+        if self._held is None:
+            columns = self.task.examples(self.split, self.seed, indices.astype(np.uint64))
+        else:
+            columns = {name: column[indices] for name, column in self._held.items()}
+        return {name: torch.from_numpy(column).long() for name, column in columns.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData(ABC):
+    """What a model learns from, is selected by and is tested on."""
+
+    name: str
+    """What the data are called."""
+
+    vocab_size: int
+    """Number of token ids."""
+
+    pad_token_id: int | None
+    """Token that fills up shorter rows."""
+
+    sequence_length: int
+    """Tokens of a row, t."""
+
+    label_alignment: Literal["next", "same"]
+    """Whether the output at t is scored against labels[t + 1] or labels[t]."""
+
+    train: TrainingSource
+    """What the model learns from."""
+
+    validation: Examples
+    """What selects the weights and stops the run."""
+
+    test: Examples
+    """What is looked at once, with the selected weights."""
+
+    selected_by: Literal["accuracy", "loss"]
+    """What makes one model better than another on the validation split."""
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """What each output of a batch is scored against, (b, t); -100 where nothing is."""
+        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+        return aligned_targets(batch["labels"], self.label_alignment, mask)
+
+    @abstractmethod
+    def report(self, score: Score) -> dict[str, float]:
+        """The numbers of a score that say something about these data, by name."""
+
+    @abstractmethod
+    def summary(self, score: Score) -> str:
+        """A score in a line, beside what guessing reaches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData(RunData):
+    """A synthetic task and its three disjoint splits."""
 
     task: SyntheticTask
     """What the examples are made by."""
 
-    train: datasets.Dataset
-    """What the model learns from."""
+    def report(self, score: Score) -> dict[str, float]:
+        """Loss, accuracy and accuracy of whole rows."""
+        return asdict(score)
 
-    validation: datasets.Dataset
-    """What selects the weights and stops the run."""
-
-    test: datasets.Dataset
-    """What is looked at once, with the selected weights."""
-
-    def training_batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The examples of optimiser step `step` (from 0), for all processes together.
-
-        Args:
-            step: number of optimiser steps already made.
-            batch_size: examples in the batch.
-            seed: seed of the order.
-
-        Returns:
-            Tensors of shape (batch_size, length).
-        """
-        return rows(self.train, batch_indices(step, batch_size, len(self.train), seed))
+    def summary(self, score: Score) -> str:
+        """The three numbers beside the task's baselines."""
+        return (
+            f"loss {score.loss:.4f}  accuracy {100 * score.accuracy:6.2f} %  (chance {100 * self.task.chance:.2f} %, "
+            f"best trivial {100 * self.task.best_trivial:.2f} %)  whole rows {100 * score.row_accuracy:6.2f} %"
+        )
 
 
-def load_data(config: TaskConfig) -> TaskData:
-    """Generate the three splits of a task.
+def load_task_data(config: TaskConfig) -> TaskData:
+    """Make the three splits of a task.
 
     Raises:
         UsageError: for an unknown task, and for sizes that it refuses.
     """
+    counts = {
+        "train": config.train_examples,
+        "validation": config.validation_examples,
+        "test": config.test_examples,
+    }
     try:
         task = get_task(config.name, **config.sizes)
-        splits = {
-            split: load_task(config.name, split=split, seed=config.seed, num_examples=count, **config.sizes)
-            for split, count in (
-                ("train", config.train_examples),
-                ("validation", config.validation_examples),
-                ("test", config.test_examples),
-            )
-        }
+        splits = {split: TaskExamples(task, split, config.seed, count) for split, count in counts.items()}
     except (ValueError, TypeError) as error:
         raise UsageError(f"The section `task` is refused: {error}") from error
-    return TaskData(task, **{split: dataset.with_format("torch") for split, dataset in splits.items()})
+    return TaskData(
+        name=config.name,
+        vocab_size=task.vocab_size,
+        pad_token_id=task.pad_token_id,
+        sequence_length=task.sequence_length,
+        label_alignment="same",
+        **splits,
+        selected_by="accuracy",
+        task=task,
+    )
+
+
+# ---- which rows are whose -------------------------------------------------------------------------------------------
 
 
 def batch_indices(step: int, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
@@ -80,22 +224,76 @@ def batch_indices(step: int, batch_size: int, num_examples: int, seed: int) -> n
     return np.concatenate(parts)
 
 
-def rows(dataset: datasets.Dataset, indices: np.ndarray) -> Batch:
-    """The examples at `indices`, as stacked tensors of shape (len(indices), length)."""
-    return dict(dataset[indices])
-
-
-def parts_of_process(batch: Batch, process: int, num_processes: int, num_parts: int) -> list[Batch]:
-    """Split a batch into equal parts for all processes and accumulation steps, and take those of one process.
-
-    Returns:
-        `num_parts` batches of batch_size / (num_processes · num_parts) examples each.
-    """
-    total = num_processes * num_parts
-    chunks = {name: tensor.chunk(total) for name, tensor in batch.items()}
-    return [{name: parts[i] for name, parts in chunks.items()} for i in range(process, total, num_processes)]
-
-
 @lru_cache(maxsize=2)
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+
+def evaluation_batches(
+    examples: Examples, rows_per_batch: int, process: int, num_processes: int
+) -> Iterator[tuple[Batch, int]]:
+    """One process's share of a split, in as many batches on every process, so that all of them call the model equally.
+
+    Yields:
+        A batch, and how many of its rows count; the others repeat row 0 and have no labels.
+    """
+    most = -(-len(examples) // num_processes)
+    own = np.arange(process, len(examples), num_processes)
+    padded = np.append(own, np.zeros(most - len(own), own.dtype))
+    for start in range(0, most, rows_per_batch):
+        indices = padded[start : start + rows_per_batch]
+        counted = min(len(own) - start, len(indices))
+        batch = examples.rows(indices)
+        batch["labels"][counted:] = IGNORE_INDEX
+        yield batch, counted
+
+
+# ---- ahead of the model ---------------------------------------------------------------------------------------------
+
+
+class Prefetched(Iterator[Delivery]):
+    """Deliveries made ready in a thread of its own while the model works; counts how long the model waited for them."""
+
+    def __init__(self, source: Iterator[Delivery]) -> None:
+        self.waited = 0.0
+        """Seconds."""
+        self._ready: queue.Queue[Delivery | BaseException] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(source,), daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Delivery:
+        started = time.perf_counter()
+        item = self._ready.get()
+        self.waited += time.perf_counter() - started
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self, source: Iterator[Delivery]) -> None:
+        try:
+            for item in source:
+                if not self._put(item):
+                    return
+            self._put(RuntimeError("the training data have come to an end"))
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Delivery | BaseException) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> Batch:
+    """The batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

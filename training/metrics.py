@@ -2,85 +2,68 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dsf_models.hub.files import write_text
 from dsf_models.tasks import IGNORE_INDEX
-from training.data import Batch, rows
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a model answers the scored positions of a split."""
-
-    loss: float
-    """Cross-entropy per answer, in nats."""
-
-    accuracy: float
-    """Fraction of answers that are right."""
-
-    row_accuracy: float
-    """Fraction of examples whose answers are all right."""
-
-    def is_better_than(self, other: "Score | None") -> bool:
-        """Higher accuracy is better; of equal accuracies the one with the lower loss."""
-        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
-
-    def to_dict(self) -> dict[str, float]:
-        """The three numbers by name."""
-        return asdict(self)
+from training.data import RunData, evaluation_batches, to_device
+from training.score import Score
 
 
 @torch.no_grad()
-def score_split(
-    model: nn.Module, dataset: datasets.Dataset, accelerator: Accelerator, examples_per_batch: int
-) -> Score:
+def score_split(model: nn.Module, data: RunData, split: str, accelerator: Accelerator, rows_per_batch: int) -> Score:
     """Score a model on a split, shared out over the processes, with the same result on every one of them.
 
     Args:
-        model: not wrapped for distributed training, since the processes may need different numbers of batches.
-        dataset: the split.
+        model: takes input_ids and what else a batch holds.
+        data: has the split.
+        split: "validation" or "test".
         accelerator: says which examples are this process's.
-        examples_per_batch: examples per forward pass.
+        rows_per_batch: examples per forward pass.
 
     Returns:
         The score over all examples of the split.
     """
     was_training = model.training
     model.eval()
-    own = np.arange(accelerator.process_index, len(dataset), accelerator.num_processes)
     sums = np.zeros(5)
-    for start in range(0, len(own), examples_per_batch):
-        batch = rows(dataset, own[start : start + examples_per_batch])
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+    share = accelerator.process_index, accelerator.num_processes
+    for batch, counted in evaluation_batches(getattr(data, split), rows_per_batch, *share):
+        targets = data.targets(batch).to(accelerator.device)
+        inputs = to_device({name: batch[name] for name in batch if name != "labels"}, accelerator.device)
+        scored = targets != IGNORE_INDEX
         with accelerator.autocast():
-            logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-        sums += _sums(logits, batch)
+            logits = model(**inputs, use_cache=False, logits_to_keep=scored).logits
+        sums += _sums(logits, targets, scored, counted)
     model.train(was_training)
     loss, right, answers, right_rows, num_rows = np.sum(gather_object([sums]), axis=0).tolist()
     return Score(loss=loss / answers, accuracy=right / answers, row_accuracy=right_rows / num_rows)
 
 
-def _sums(logits: torch.Tensor, batch: Batch) -> np.ndarray:
-    """Sums over a batch: loss, right answers, answers, examples with all answers right, examples."""
-    labels = batch["labels"]
-    scored = labels != IGNORE_INDEX
-    loss = cross_entropy(logits[scored].float(), labels[scored], reduction="sum")
-    right = logits.argmax(-1) == labels
-    right_rows = (right | ~scored).all(dim=-1)
-    return np.array(
-        [loss.item(), (right & scored).sum().item(), scored.sum().item(), right_rows.sum().item(), len(labels)]
-    )
+def _sums(logits: Tensor, targets: Tensor, scored: Tensor, counted: int) -> np.ndarray:
+    """Sums over a batch: loss, right answers, answers, examples with all answers right, examples.
+
+    Args:
+        logits: (n, v), of the scored positions.
+        targets: (b, t).
+        scored: (b, t), of which n are true.
+        counted: rows that are examples; the ones behind them fill up the batch.
+    """
+    loss = cross_entropy(logits.float(), targets[scored], reduction="sum")
+    wrong = torch.zeros_like(scored)
+    wrong[scored] = logits.argmax(-1) != targets[scored]
+    answers = scored.sum().item()
+    right_rows = (~wrong[:counted].any(dim=-1)).sum().item()
+    return np.array([loss.item(), answers - wrong.sum().item(), answers, right_rows, counted])
 
 
 class MetricsLog:
@@ -90,10 +73,21 @@ class MetricsLog:
         self.path = path
 
     def append(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
-        """Add a line; a number that JSON cannot express (NaN, infinity) is written as null."""
+        """Add a line; a number that JSON cannot express (NaN, infinity) is written as null.
+
+        Raises:
+            OSError: the line cannot be written; then no part of it is left.
+        """
         finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+        line = json.dumps({"step": step, "split": split, **finite}) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, size)
+            raise
 
     def rewind(self, step: int) -> None:
         """Drop what a killed run recorded after its last checkpoint: it will be computed, and recorded, again.

@@ -3,28 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import dsf_models
 from dsf_models.hub.usage import UsageError, closest
+from training.data import RunData
 
-_SET_BY_TASK = ("vocab_size", "label_alignment")
+_SET_BY_DATA = ("vocab_size", "label_alignment", "pad_token_id")
 
 
-def build_model(section: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
-    """A model with freshly drawn weights, in float32.
+def build_model(section: Mapping[str, Any], data: RunData) -> PreTrainedModel:
+    """A causal language model with freshly drawn weights, in float32.
 
     Args:
         section: `architecture` and fields of its configuration class.
-        vocab_size: number of token ids of the task.
-
-    Returns:
-        A causal language model whose labels[:, t] is the target of the output at position t.
+        data: decide the vocabulary, and how labels are aligned.
 
     Raises:
-        UsageError: for an unknown architecture, for a field that the task decides, and for fields that the
+        UsageError: for an unknown architecture, for a field that the data decide, and for fields that the
             configuration class refuses.
     """
     fields = dict(section)
@@ -32,32 +31,29 @@ def build_model(section: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
     known = dsf_models.list_architectures()
     if architecture not in known:
         raise UsageError(f"model.architecture is {architecture!r}, which is none. {closest(architecture, known)}")
-    for name in _SET_BY_TASK:
+    for name in _SET_BY_DATA:
         if name in fields:
-            raise UsageError(f"model.{name} is {fields[name]!r}, but the task decides it: remove model.{name}.")
+            raise UsageError(f"model.{name} is {fields[name]!r}, but the data decide it: remove model.{name}.")
     try:
-        config = AutoConfig.for_model(f"dsf_{architecture}", **fields, vocab_size=vocab_size, label_alignment="same")
+        decided = {name: getattr(data, name) for name in _SET_BY_DATA}
+        config = AutoConfig.for_model(f"dsf_{architecture}", **fields, **decided)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise UsageError(f"The section `model` is not a configuration of {architecture!r}: {error}") from error
     return AutoModelForCausalLM.from_config(config)
 
 
 @torch.no_grad()
-def check_model_runs(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
-    """Run one forward pass, so that a model that cannot take the task's examples fails before anything is written.
-
-    Args:
-        model: the model.
-        input_ids: one example of the task, of shape (1, length).
+def check_model_runs(model: PreTrainedModel, data: RunData) -> None:
+    """Run one forward pass, so that a model that cannot take the examples fails before anything is written.
 
     Raises:
         UsageError: with the model's own complaint.
     """
     model.eval()
     try:
-        model(input_ids=input_ids, use_cache=False)
+        model(**data.validation.rows(np.zeros(1, int)), use_cache=False)
     except ValueError as error:
-        raise UsageError(f"The section `model` does not fit the section `task`: {error}") from error
+        raise UsageError(f"The section `model` does not fit {data.name}: {error}") from error
     model.train()
 
 

@@ -13,7 +13,7 @@ from dsf_models.hub.task_record import TaskRecord
 from training.checkpoint import Progress
 from training.config import TrainConfig
 from training.data import TaskData
-from training.metrics import Score
+from training.score import Score
 
 
 def publish(

@@ -80,11 +80,10 @@ def command(launcher: Sequence[str], output_dir: Path, **changes: Any) -> subpro
     )
 
 
-def metrics(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """The recorded numbers of a run, without the time, which no two runs share."""
+def metrics(folder: Path, *splits: str) -> list[dict[str, Any]]:
+    """The recorded numbers of a run; by default all but its speed, which no two runs share."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [record for record in records if split in (None, record["split"])]
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in kept]
+    return [record for record in records if record["split"] in (splits or ("train", "validation", "test"))]
 
 
 def final_weights(folder: Path) -> Mapping[str, torch.Tensor]:

@@ -2,20 +2,28 @@
 
 import json
 import re
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-import training.train as script
+import training.loop as loop
+from dsf_models.analysis import training_flops
 from dsf_models.hub.task_record import TaskRecord
 from dsf_models.hub.usage import UsageError
 from tests.training.helpers import assert_same_weights, final_weights, forget_accelerate, metrics, tiny_config, train
+from training.checkpoint import newest_checkpoint
+from training.data import Batch, Delivery, TaskExamples
 from training.launch import build_accelerator
-from training.metrics import Score
+from training.metrics import MetricsLog
+from training.run_folder import prepare_run_folder
+from training.score import Score
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +75,24 @@ def test_the_model_card_tells_the_truth(finished: Path) -> None:
 
 
 def test_old_checkpoints_are_removed(finished: Path) -> None:
-    steps = sorted(path.name for path in (finished / "checkpoints").iterdir() if path.name.startswith("step"))
-    assert steps == ["step_00000004", "step_00000006"]
-    assert len(list((finished / "checkpoints").glob("best_*"))) == 1
+    steps = sorted((finished / "checkpoints").glob("step_*"))
+    assert [path.name for path in steps] == ["step_00000004", "step_00000006"]
+    best = {json.loads((path / "manifest.json").read_text())["progress"]["best_step"] for path in steps}
+    assert {int(path.name[-8:]) for path in (finished / "checkpoints").glob("best_*")} == best
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    whole_step = script.training_step
+    whole_step = loop.training_step
 
-    def interrupted(run: script.Run) -> dict:
+    def interrupted(run: loop.Run, delivery: Delivery) -> tuple:
         if run.progress.step == step:
             raise KeyboardInterrupt
-        return whole_step(run)
+        return whole_step(run, delivery)
 
-    monkeypatch.setattr(script, "training_step", interrupted)
+    monkeypatch.setattr(loop, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", model__dropout=0.1)
     monkeypatch.undo()
@@ -103,17 +112,18 @@ def test_resuming_a_complete_run_changes_nothing(finished: Path) -> None:
 def test_parts_with_unequal_numbers_of_answers_add_up_to_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_batch = script.TaskData.training_batch
+    rows = TaskExamples.rows
 
-    def uneven(data: script.TaskData, step: int, batch_size: int, seed: int) -> dict:
-        batch = take_batch(data, step, batch_size, seed)
-        # The first half of the batch keeps one answer each, the second half all of them.
-        half = batch["labels"][: batch_size // 2]
-        half[:, half.shape[1] // 2 :] = -100
-        half[:, 0] = 9
+    def uneven(examples: TaskExamples, indices: np.ndarray) -> Batch:
+        batch = rows(examples, indices)
+        # Every third example keeps one answer, the others all of them.
+        few = batch["labels"][indices % 3 == 0]
+        few[:, few.shape[1] // 2 :] = -100
+        few[:, 0] = 9
+        batch["labels"][indices % 3 == 0] = few
         return batch
 
-    monkeypatch.setattr(script.TaskData, "training_batch", uneven)
+    monkeypatch.setattr(TaskExamples, "rows", uneven)
     whole = train(tmp_path / "whole", training__max_grad_norm="null")
     parts = train(tmp_path / "parts", training__max_grad_norm="null", training__gradient_accumulation_steps=4)
     for one, other in zip(metrics(whole, "train"), metrics(parts, "train"), strict=True):
@@ -133,7 +143,7 @@ def test_clipping_limits_what_the_norm_only_measures(tmp_path: Path) -> None:
 def scripted_scores(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
     """Let the evaluations find these accuracies, in this order."""
     scores = iter([Score(loss=1.0, accuracy=accuracy, row_accuracy=0.0) for accuracy in accuracies])
-    monkeypatch.setattr(script, "score_split", lambda *_: next(scores))
+    monkeypatch.setattr(loop, "score_split", lambda *_: next(scores))
 
 
 def test_the_best_weights_are_published_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +173,146 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(weight.dtype == torch.float32 for weight in final_weights(tmp_path / "run").values())
 
 
-def test_a_diverged_run_stops_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"loss is (nan|inf) at step \d+: lower optimizer\.learning_rate"):
-        train(tmp_path / "run", optimizer__learning_rate=1e30, training__max_grad_norm="null", training__max_steps=20)
+# ---- what a run survives, and what it does not ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """Make the gradient of these steps (from 0) infinite."""
+    forward = loop.forward
+
+    def poison(steps: set[int]) -> None:
+        monkeypatch.setattr(
+            loop, "forward", lambda run, *more: forward(run, *more) * (torch.inf if run.progress.step in steps else 1)
+        )
+
+    return poison
+
+
+def test_a_step_without_a_finite_gradient_changes_no_weight(
+    tmp_path: Path, poisoned: Callable[[set[int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned({1, 2, 4})
+    seen, update = [], loop.update
+
+    def watched(run: loop.Run, finite: bool) -> None:
+        before = run.plain_model.lm_head.weight.clone()
+        update(run, finite)
+        seen.append(torch.equal(before, run.plain_model.lm_head.weight))
+
+    monkeypatch.setattr(loop, "update", watched)
+    train(tmp_path / "run", training__max_skipped_steps=2)
+    assert seen == [False, True, True, False, True, False]
+    assert [record["skipped_steps"] for record in metrics(tmp_path / "run", "train")] == [0, 1, 2, 2, 3, 3]
+
+
+def test_too_many_of_them_in_a_row_stop_the_run_with_advice(
+    tmp_path: Path, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({1, 2, 3})
+    with pytest.raises(
+        UsageError, match=r"in 3 steps in a row, up to step 4: lower optimizer\.learning_rate \(0\.001\)"
+    ):
+        train(tmp_path / "run", training__max_skipped_steps=2)
+
+
+def test_a_diverged_run_stops(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="in 3 steps in a row"):
+        train(
+            tmp_path / "run",
+            optimizer__learning_rate=1e30,
+            training__max_grad_norm="null",
+            training__max_steps=20,
+            training__max_skipped_steps=2,
+        )
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep, soft_and_hard = loop.keep, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def keep_on_a_full_disk(run: loop.Run) -> None:
+        full = run.progress.step < 5
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else soft_and_hard[0], soft_and_hard[1]))
+        try:
+            keep(run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, soft_and_hard)
+        assert [path.name for path in run.checkpoints.glob("step_*")] == ([] if full else ["step_00000006"])
+
+    monkeypatch.setattr(loop, "keep", keep_on_a_full_disk)
+    train(tmp_path / "run", model__dropout=0.1)
+    assert capsys.readouterr().out.count("warning: the checkpoint of step 2 could not be saved") == 1
+    assert_same_weights(finished, tmp_path / "run")
+
+
+def test_the_best_weights_that_could_be_saved_stay_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_scores(monkeypatch, [0.2, 0.9, 0.3, 0.8])
+    save_best = loop.save_best
+    monkeypatch.setattr(loop, "save_best", lambda *more: "no room" if more[-1] == 4 else save_best(*more))
+    train(tmp_path / "run")
+    assert metrics(tmp_path / "run", "test")[0]["selected_step"] == 6
+
+
+def test_metrics_on_a_full_disk_lose_whole_lines_only(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(1, "train", {"loss": 1.0})
+    size = log.path.stat().st_size
+    soft_and_hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, soft_and_hard[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.append(2, "train", {"loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft_and_hard)
+    assert log.path.stat().st_size == size
+
+
+def test_a_lost_tracker_does_not_lose_the_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError("the tracker's server is gone")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", lost)
+    train(tmp_path / "run", model__dropout=0.1, tracker__name="tensorboard")
+    assert capsys.readouterr().out.count("the tracker's server is gone") == 1
+    assert_same_weights(finished, tmp_path / "run")
+
+
+def test_speed_is_recorded_beside_the_losses(finished: Path) -> None:
+    records = metrics(finished, "speed")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(record["tokens_per_second"] > 0 and 0 <= record["waiting"] < 1 for record in records)
+    assert records[-1]["seconds_left"] == 0
+    assert records[-1]["peak_memory"] > 1e6
+    assert "mfu" not in records[-1], "the peak of this CPU is not known"
+
+
+def test_the_share_of_a_known_peak_is_recorded(tmp_path: Path) -> None:
+    train(tmp_path / "run", training__peak_flops=1e12, training__max_steps=2)
+    record = metrics(tmp_path / "run", "speed")[-1]
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final").config
+    flops = training_flops(config, 16).total / 16
+    assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
+
+
+@pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])
+def test_a_switch_that_saves_memory_or_time_changes_no_result(
+    tmp_path: Path, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile_eagerly(model: torch.nn.Module) -> None:
+        compiled.append(model)
+        compile_module(model, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    plain = train(tmp_path / "plain", training__max_steps=2)
+    switched = train(tmp_path / "switched", training__max_steps=2, **{f"training__{switch}": True})
+    assert_same_weights(plain, switched)
+    assert len(compiled) == (switch == "compile")
 
 
 # ---- output folders -------------------------------------------------------------------------------------------------
@@ -204,7 +351,7 @@ def test_a_changed_configuration_is_not_resumed(finished: Path) -> None:
         ({"model__hiden_size": 8}, "hidden_size"),
         ({"model__num_heads": 5}, "num_heads"),
         ({"model__hidden_size": "wide"}, "hidden_size"),
-        ({"model__vocab_size": 99}, "model.vocab_size is 99, but the task decides it"),
+        ({"model__vocab_size": 99}, "model.vocab_size is 99, but the data decide it"),
         ({"model__position_embedding": "learned", "model__max_position_embeddings": 4}, "does not fit"),
         ({"task__name": "mqra"}, "did you mean mqar?"),
         ({"task__sizes__num_pair": 1}, "did you mean num_pairs"),
@@ -226,57 +373,74 @@ def test_a_run_that_cannot_be_writes_nothing(tmp_path: Path, changes: dict, name
 
 @pytest.fixture
 def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was interrupted after its checkpoint at step 2."""
-    whole_step = script.training_step
-    monkeypatch.setattr(script, "training_step", lambda run: whole_step(run) if run.progress.step < 3 else 1 / 0)
+    """A run that was interrupted behind its checkpoints at steps 2 and 4."""
+    whole_step = loop.training_step
+    monkeypatch.setattr(
+        loop, "training_step", lambda run, *more: whole_step(run, *more) if run.progress.step < 5 else 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
-        train(tmp_path / "run")
+        train(tmp_path / "run", model__dropout=0.1)
     monkeypatch.undo()
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "step_00000002/model.safetensors",
-        "step_00000002/optimizer.bin",
-        "step_00000002/random_states_0.pkl",
-        "step_00000002/manifest.json",
-        "best_00000002/model.safetensors",
-    ],
-)
-def test_a_damaged_checkpoint_names_the_file(unfinished: Path, name: str) -> None:
-    file = unfinished / "checkpoints" / name
+def damage(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
-    before = (unfinished / "environment.json").read_text()
-    for _ in range(2):
-        with pytest.raises(UsageError, match=rf"{name} .*Remove the folder .*step_00000002 "):
-            train(unfinished, run__resume=True)
-        file.unlink(missing_ok=True)
-    assert (unfinished / "environment.json").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_an_older_one_takes_its_place(
+    finished: Path, unfinished: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(unfinished / "checkpoints" / "step_00000004" / name)
+    train(unfinished, model__dropout=0.1, run__resume=True)
+    assert re.search(
+        rf"warning: Checkpoint file \S+step_00000004/{name} .* from step 2,", capsys.readouterr().out, re.DOTALL
+    )
+    assert_same_weights(finished, unfinished)
+    assert metrics(finished) == metrics(unfinished)
+
+
+def test_damaged_selected_weights_count_as_a_damaged_checkpoint(finished: Path, unfinished: Path) -> None:
+    newest = unfinished / "checkpoints" / "step_00000004"
+    best = json.loads((newest / "manifest.json").read_text())["progress"]["best_step"]
+    (unfinished / "checkpoints" / f"best_{best:08d}" / "model.safetensors").unlink()
+    progress = newest_checkpoint(unfinished / "checkpoints", 1)[1] if best == 4 else None
+    assert progress is None or progress.step == 2
+
+
+def test_without_a_good_checkpoint_a_run_is_not_resumed(unfinished: Path) -> None:
+    for checkpoint in (unfinished / "checkpoints").glob("step_*"):
+        damage(checkpoint / "optimizer.bin")
+    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UsageError, match=r"step_00000004/optimizer\.bin .*step_00000002/optimizer\.bin .*--run\.overwrite"
+    ):
+        train(unfinished, model__dropout=0.1, run__resume=True)
+    assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
 
 
 def test_a_checkpoint_of_other_processes_is_not_resumed(unfinished: Path) -> None:
-    manifest = unfinished / "checkpoints" / "step_00000002" / "manifest.json"
+    manifest = unfinished / "checkpoints" / "step_00000004" / "manifest.json"
     content = json.loads(manifest.read_text())
     content["progress"]["num_processes"] = 2
     manifest.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"saved by 2 processes.*resume with 2"):
-        train(unfinished, run__resume=True)
+        train(unfinished, model__dropout=0.1, run__resume=True)
 
 
 def test_the_leftovers_of_a_killed_save_are_ignored(unfinished: Path) -> None:
-    leftover = unfinished / "checkpoints" / "step_00000004.unfinished"
+    leftover = unfinished / "checkpoints" / "step_00000006.unfinished"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
-    train(unfinished, run__resume=True)
+    train(unfinished, model__dropout=0.1, run__resume=True)
     assert not leftover.exists()
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     forget_accelerate()
     config = tiny_config(tmp_path / "run")
-    script.prepare_run_folder(config, 1)
+    prepare_run_folder(config, 1)
     train(tmp_path / "run", run__resume=True)
     train(tmp_path / "fresh")
     assert_same_weights(tmp_path / "run", tmp_path / "fresh")

@@ -4,7 +4,7 @@ import sys
 import warnings
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-__all__ = ["CACHE_NAME", "CLASS_NAMES", "LORA_TARGETS", "register_with_peft", "resolve_cache"]
+__all__ = ["CACHE_NAME", "CLASS_NAMES", "LORA_TARGETS", "enable_checkpointing", "register_with_peft", "resolve_cache"]
 
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the cache argument and output field: `past_key_values` in 5.23, `cache` from 5.24 on."""
@@ -50,6 +50,11 @@ def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache |
             "e.g. DynamicCache(config=model.config)."
         )
     return given
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Let a model compute its activations anew in the backward pass; the method's name changed in 5.24."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def register_with_peft(model_type: str) -> None:

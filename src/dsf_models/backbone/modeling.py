@@ -494,7 +494,8 @@ class DSFForCausalLM(DSFPreTrainedModel, DSFGenerationMixin):
         Arguments that `DSFModel.forward` has too are explained there. Further ones:
 
         * labels: (b, t), -100 where nothing is scored. Pads are never scored, and predict nothing.
-        * logits_to_keep: number of last positions (0: all), or their indices; only these are scored.
+        * logits_to_keep: number of last positions (0: all), their indices, or a boolean mask (b, t) of single outputs,
+          with which logits are (n, v); only these are scored.
         * shift_labels: (b, t) labels that stand where they are predicted, as sequence parallelism makes them; they take
           the place of labels, which may be given too.
         * label_alignment: "next" scores the output at t against labels[t + 1], "same" against labels[t]; default: the
