@@ -1,7 +1,7 @@
 """Starting Accelerate so that the run is the one that was asked for, or none.
 
 Several launches run something else without a word: `accelerate launch --cpu --num_processes 2` runs one process, FSDP
-and fp16 do nothing on a CPU, a precision given to the launcher is overruled by the script. Each is refused here.
+and fp16 do nothing on a CPU, the precision or compiler of the launcher is overruled by the script. Each is refused here.
 """
 
 import os
@@ -17,11 +17,10 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from dsf_models.hub.usage import UsageError, closest
-from training.config import TrainConfig
+from training.config import TrainConfig, TrainingConfig
 
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _KEPT_WORK: list[torch.distributed.Work] = []
-_SHARDING_VARIABLES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -32,9 +31,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             tracker or the batch size does not fit.
     """
     check_tracker(config.tracker.name)
-    check_launcher_settings(os.environ, config.training.mixed_precision)
+    on_cpu = not torch.accelerator.is_available()
+    check_launcher_settings(os.environ, config.training, on_cpu)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=on_cpu,
         mixed_precision=config.training.mixed_precision,
         log_with=None if config.tracker.name == "none" else config.tracker.name,
         project_config=ProjectConfiguration(config.run.output_dir, str(Path(config.run.output_dir) / "tracker")),
@@ -69,21 +69,49 @@ def check_tracker(name: str) -> None:
         raise UsageError(f'tracker.name is {name!r}, whose package is not installed: install it, or use "none".')
 
 
-def check_launcher_settings(environment: Mapping[str, str], mixed_precision: str) -> None:
+def check_launcher_settings(environment: Mapping[str, str], training: TrainingConfig, on_cpu: bool) -> None:
     """Refuse settings of `accelerate launch` that this script would not follow.
 
     Args:
         environment: the environment variables, through which the launcher passes its settings on.
-        mixed_precision: the precision in the configuration.
+        training: the run's own settings.
+        on_cpu: whether there is no accelerator.
     """
-    for variable in _SHARDING_VARIABLES:
-        if environment.get(variable, "false").lower() == "true":
-            raise UsageError(f"{variable} is set, but every process here holds the whole model: launch without it.")
-    launched = environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", mixed_precision):
+    found = {name: value.lower() for name, value in environment.items()}
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if found.get(f"ACCELERATE_USE_{name}", "false") == "true":
+            raise UsageError(f"The launcher asks for {name}, which this script does not use: launch with DDP or FSDP2.")
+    if found.get("ACCELERATE_USE_FSDP", "false") == "true":
+        _check_fsdp(found, on_cpu)
+    launched = found.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", training.mixed_precision):
         raise UsageError(
-            f"The launcher asks for mixed precision {launched!r} and training.mixed_precision is {mixed_precision!r}: "
-            f"give --training.mixed_precision {launched}, or launch without --mixed_precision."
+            f"The launcher asks for mixed precision {launched!r} and training.mixed_precision is "
+            f"{training.mixed_precision!r}: give --training.mixed_precision {launched}, or launch without "
+            "--mixed_precision."
+        )
+    if found.get("ACCELERATE_DYNAMO_BACKEND", "no") != "no":
+        raise UsageError("The launcher asks for a compiler (dynamo_backend): give --training.compile true instead.")
+    parts, own = found.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"), training.gradient_accumulation_steps
+    if parts not in ("1", str(own)):
+        raise UsageError(
+            f"The launcher asks for gradient_accumulation_steps {parts} and training.gradient_accumulation_steps is "
+            f"{own}: give it there alone."
+        )
+
+
+def _check_fsdp(found: Mapping[str, str], on_cpu: bool) -> None:
+    if on_cpu:
+        raise UsageError(
+            "The launcher asks for FSDP, which does nothing on a CPU, where every process holds the whole model: "
+            "launch without it."
+        )
+    if found.get("FSDP_VERSION", "1") != "2":
+        raise UsageError("The launcher asks for the first version of FSDP: set fsdp_version: 2 in its configuration.")
+    if found.get("FSDP_ACTIVATION_CHECKPOINTING", "false") == "true":
+        raise UsageError(
+            "The launcher asks for fsdp_activation_checkpointing: give --training.activation_checkpointing true in its "
+            "place."
         )
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from dsf_models.hub.usage import UsageError
-from tests.training.helpers import assert_same_weights, command, final_weights, metrics, tiny_config, train
+from tests.training.helpers import ROOT, assert_same_weights, command, final_weights, metrics, tiny_config, train
+from training.config import TrainingConfig
 from training.launch import check_batch_size, check_launcher_settings, check_tracker, processes_asked_for
 
 ACCELERATE = ["accelerate", "launch"]
@@ -19,12 +23,14 @@ TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node", "2"]
 
 def test_every_launcher_gives_one_result(tmp_path: Path) -> None:
     here, one, two = (train(tmp_path / "here"), tmp_path / "one", tmp_path / "two")
-    for process in [command(ACCELERATE, one), command(TORCHRUN, two)]:
+    two_by_file = [*ACCELERATE, "--config_file", str(ROOT / "configs" / "accelerate" / "cpu_2.yaml")]
+    for process in [command(ACCELERATE, one), command(TORCHRUN, two), command(two_by_file, tmp_path / "again")]:
         printed, _ = process.communicate(timeout=180)
         assert process.returncode == 0, printed
     assert "2 process(es) on" in printed
     assert_same_weights(here, one)
     assert metrics(here) == metrics(one)
+    assert_same_weights(two, tmp_path / "again")
     for record, other in zip(metrics(here), metrics(two), strict=True):
         assert (record.pop("split"), record.pop("step")) == (other.pop("split"), other.pop("step"))
         assert record == pytest.approx(other, rel=1e-5)
@@ -41,19 +47,32 @@ def test_a_launch_that_gets_one_process_instead_of_two_is_refused(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_killed_resumes_to_the_same_end(tmp_path: Path) -> None:
-    changes = {"training__max_steps": 200, "training__checkpoint_every": 20, "model__dropout": 0.1}
-    process = command(["python"], tmp_path / "killed", **changes)
-    wait_for(tmp_path / "killed" / "checkpoints", "step_000000[2-9]?", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    before = metrics(tmp_path / "killed")
-    assert not (tmp_path / "killed" / "final").exists()
-    train(tmp_path / "killed", run__resume=True, **changes)
-    train(tmp_path / "whole", **changes)
-    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    assert before == metrics(tmp_path / "whole")[: len(before)]
+LONG = {"training__max_steps": 200, "training__checkpoint_every": 20, "model__dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody killed."""
+    return train(tmp_path_factory.mktemp("whole") / "run", **LONG)
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM], ids=lambda by: by.name)
+def test_a_run_that_is_killed_resumes_to_the_same_end(whole: Path, tmp_path: Path, by: signal.Signals) -> None:
+    process = command(["python"], tmp_path / "run", **LONG)
+    wait_for(tmp_path / "run" / "checkpoints", "step_000000[2-9]?", process)
+    os.kill(process.pid, by)
+    printed, _ = process.communicate()
+    before = metrics(tmp_path / "run")
+    assert not (tmp_path / "run" / "final").exists()
+    if by == signal.SIGTERM:
+        assert process.returncode == 143, printed
+        step = before[-1]["step"]
+        assert f"Asked to end behind step {step}" in printed
+        assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").is_dir()
+    train(tmp_path / "run", run__resume=True, **LONG)
+    assert_same_weights(tmp_path / "run", whole)
+    assert metrics(tmp_path / "run") == metrics(whole)
+    assert before == metrics(whole)[: len(before)]
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
@@ -101,12 +120,54 @@ def test_a_real_launcher_tells_its_processes_their_number() -> None:
     assert processes_asked_for({"OMPI_COMM_WORLD_SIZE": "8"}, ["mpirun", "train.py"]) == 8
 
 
-def test_settings_that_would_do_nothing_are_refused() -> None:
-    check_launcher_settings({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "false"}, "bf16")
-    with pytest.raises(UsageError, match=r"'bf16' and training\.mixed_precision is 'no'"):
-        check_launcher_settings({"ACCELERATE_MIXED_PRECISION": "bf16"}, "no")
-    with pytest.raises(UsageError, match="ACCELERATE_USE_FSDP"):
-        check_launcher_settings({"ACCELERATE_USE_FSDP": "true"}, "no")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"MIXED_PRECISION": "bf16"}, r"'bf16' and training\.mixed_precision is 'no'"),
+        ({"USE_FSDP": "true"}, "FSDP, which does nothing on a CPU"),
+        ({"USE_DEEPSPEED": "true"}, "DEEPSPEED, which this script does not use"),
+        ({"DYNAMO_BACKEND": "INDUCTOR"}, r"give --training\.compile true"),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, r"steps 4 and training\.gradient_accumulation_steps is 2"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(variables: dict[str, str], message: str) -> None:
+    environment = {f"ACCELERATE_{name}": value for name, value in variables.items()}
+    with pytest.raises(UsageError, match=message):
+        check_launcher_settings(environment, TrainingConfig(gradient_accumulation_steps=2), on_cpu=True)
+
+
+def test_fsdp_of_the_second_version_is_taken_on_gpus() -> None:
+    training = TrainingConfig(mixed_precision="bf16")
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    check_launcher_settings(fsdp, training, on_cpu=False)
+    with pytest.raises(UsageError, match="fsdp_version: 2"):
+        check_launcher_settings(fsdp | {"FSDP_VERSION": "1"}, training, on_cpu=False)
+    with pytest.raises(UsageError, match=r"--training\.activation_checkpointing true"):
+        check_launcher_settings(fsdp | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, training, on_cpu=False)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerates_configuration_files_are_ones_that_this_script_follows(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as can be seen without the GPUs: through Accelerate's own parser, to what it tells its processes."""
+    arguments, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(file), "train.py"])
+    )
+    settings = load_config_from_file(str(file))
+    told = (
+        prepare_multi_gpu_env(arguments)
+        if settings.num_processes > 1
+        else prepare_simple_launcher_cmd_env(arguments)[1]
+    )
+    training = TrainingConfig(mixed_precision=settings.mixed_precision)
+    check_launcher_settings(told, training, on_cpu=False)
+    assert (
+        processes_asked_for({}, ["accelerate", "launch", "--config_file", str(file), "train.py"])
+        == settings.num_processes
+    )
+    assert ("fsdp" in file.stem) == (told.get("ACCELERATE_USE_FSDP") == "true")
+    assert told.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "DSFBlock") == "DSFBlock"
 
 
 def test_a_batch_must_divide(tmp_path: Path) -> None:
