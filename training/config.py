@@ -1,15 +1,19 @@
 """Everything that a run can be told: one dataclass per section of the YAML file, and the command line that fills them.
 
-The sections are `run` (folder and seed), `model` (architecture and its configuration fields), `task` (what is learned),
-`optimizer`, `schedule`, `training` (the loop) and `tracker`. A YAML file gives them, `--section.field value` overrides.
+The sections are `run` (folder and seed), `model` (architecture and its configuration fields), `task` or `text` (what is
+learned), `optimizer`, `schedule`, `training` (the loop) and `tracker`. A YAML file gives them, and the command line
+overrides it: `--section.field value`.
 """
 
+import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -73,6 +77,95 @@ class TaskConfig:
         for name in ("train_examples", "validation_examples", "test_examples"):
             _require(getattr(self, name) > 0, f"task.{name}", getattr(self, name), "use at least 1")
         _require(self.seed >= 0, "task.seed", self.seed, "use an integer of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text that a language model learns: documents, their tokens, and rows of these."""
+
+    files: list[str] = field(default_factory=list)
+    """Local files, folders and globs: plain text, JSON lines, CSV or Parquet."""
+
+    dataset: str | None = None
+    """Id of a dataset of the Hub, in place of files."""
+
+    dataset_config: str | None = None
+    """Configuration of that dataset, where it has several."""
+
+    dataset_split: str = "train"
+    """Split of that dataset whose documents are taken."""
+
+    revision: str | None = None
+    """Branch, tag or commit of that dataset."""
+
+    column: str = "text"
+    """Column that holds the text."""
+
+    separator: str | None = None
+    """Line that parts the documents of a plain text file ("" for an empty line); null: a file is one document."""
+
+    streaming: bool = False
+    """Read documents while training, in place of reading and packing all of them before."""
+
+    deduplicate: bool = False
+    """Keep the first of documents with the same text; not for streams."""
+
+    validation_fraction: float = 0.05
+    """Share of the documents that selects the weights; a document's own text decides its split."""
+
+    test_fraction: float = 0.05
+    """Share of the documents that the selected weights are tested on, once."""
+
+    seed: int = 0
+    """Seed of the splits."""
+
+    tokenizer: str = "bytes"
+    """"bytes", "train" (byte-level BPE, on the training split), a folder, or an id of the Hub."""
+
+    vocab_size: int | None = None
+    """Tokens of a tokenizer that is trained."""
+
+    tokenizer_documents: int | None = None
+    """Documents that a tokenizer is trained on, from the first on; null: all of them."""
+
+    block_size: int = 512
+    """Tokens of a row; documents are packed into rows one behind the other."""
+
+    evaluation_rows: int | None = None
+    """Rows of the validation and of the test split that are scored, from the first on; null: all of them."""
+
+    shuffle_window: int = 1024
+    """Rows of a stream that are brought into a random order together."""
+
+    ngram_baseline: bool = False
+    """Score a Kneser-Ney 3-gram on the same rows, for comparison; not for streams."""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == (self.dataset is not None):
+            raise UsageError(
+                f"text.files is {self.files!r} and text.dataset is {self.dataset!r}: give one of them, not both."
+            )
+        for name in ("block_size", "shuffle_window"):
+            _require(getattr(self, name) >= 2, f"text.{name}", getattr(self, name), "use at least 2")
+        for name in ("evaluation_rows", "tokenizer_documents"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"text.{name}", value, "use at least 1, or null for all")
+            _require(value is not None or not self._needs(name), f"text.{name}", value, "a stream needs a number")
+        for name in ("validation_fraction", "test_fraction"):
+            _require(0 < getattr(self, name) < 1, f"text.{name}", getattr(self, name), "use a fraction below 1")
+        left = 1 - self.validation_fraction - self.test_fraction
+        _require(left > 0, "text.test_fraction", self.test_fraction, "leave a part of the text for training")
+        trained = self.tokenizer == "train"
+        remedy = "give the number of tokens" if trained else 'only the tokenizer "train" has it: leave it out'
+        _require(trained == (self.vocab_size is not None), "text.vocab_size", self.vocab_size, remedy)
+        remedy = 'only the tokenizer "train" has it: leave it out'
+        count = self.tokenizer_documents
+        _require(trained or count is None, "text.tokenizer_documents", count, remedy)
+        for name in ("deduplicate", "ngram_baseline"):
+            _require(not (self.streaming and getattr(self, name)), f"text.{name}", True, "not with text.streaming")
+
+    def _needs(self, name: str) -> bool:
+        return self.streaming and (name == "evaluation_rows" or self.tokenizer == "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +322,11 @@ class TrainConfig:
     model: dict[str, Any]
     """`architecture`, a name of `dsf_models.list_architectures()`, and any field of its configuration class."""
 
-    task: TaskConfig
-    """What is learned."""
+    task: TaskConfig | None = None
+    """The synthetic task that is learned; or give `text`."""
+
+    text: TextConfig | None = None
+    """The text that is learned; or give `task`."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW."""
@@ -247,6 +343,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model.get("architecture"), str):
             raise UsageError("model.architecture is missing: name one of dsf_models.list_architectures().")
+        if (self.task is None) == (self.text is None):
+            raise UsageError("Give one of the sections `task` and `text`: what the model learns.")
         steps, warmup, decay = self.training.max_steps, self.schedule.warmup_steps, self.schedule.decay_steps or 0
         _require(warmup < steps, "schedule.warmup_steps", warmup, f"use less than training.max_steps ({steps})")
         most = steps - warmup
@@ -266,20 +364,39 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         UsageError: for an unreadable file, an unknown key (naming the closest known one), a value of the wrong type
             or out of range, and a missing one.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
     parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the sections; may be repeated.")
-    parser.add_class_arguments(TrainConfig)
+    parser.add_class_arguments(TrainConfig, skip={"task", "text"})
+    # A parser does not leave out a section with fields of its own: only those that are given are known to it.
+    for name, section in (("task", TaskConfig), ("text", TextConfig)):
+        if name in _sections_given(words):
+            parser.add_class_arguments(section, name)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(words)
         parsed.pop("config")
         return TrainConfig(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         raise UsageError(explain_parser_error(str(error), known_keys())) from error
 
 
+def _sections_given(words: Sequence[str]) -> set[str]:
+    """The sections that a command line or its files mention."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    known, others = parser.parse_known_args([word for word in words if word != "--help"])
+    given = {word.removeprefix("--").partition("=")[0].partition(".")[0] for word in others if word.startswith("--")}
+    for file in known.config:
+        # What is wrong with a file is said where it is parsed in earnest.
+        with suppress(UsageError):
+            given |= read_yaml(Path(file)).keys()
+    return given
+
+
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     """The resolved configuration as plain values (tuples as lists), in the layout of the YAML files."""
-    return json.loads(json.dumps(asdict(config)))
+    sections = json.loads(json.dumps(asdict(config)))
+    return {name: section for name, section in sections.items() if section is not None}
 
 
 def config_to_yaml(config: TrainConfig) -> str:
@@ -304,8 +421,9 @@ def known_keys(section: type = TrainConfig, prefix: str = "") -> list[str]:
     keys: list[str] = []
     types = get_type_hints(section)
     for item in fields(section):
-        if is_dataclass(types[item.name]):
-            keys += known_keys(types[item.name], f"{prefix}{item.name}.")
+        kinds = [kind for kind in (types[item.name], *get_args(types[item.name])) if is_dataclass(kind)]
+        if kinds:
+            keys += known_keys(kinds[0], f"{prefix}{item.name}.")
         else:
             keys.append(prefix + item.name)
     return keys

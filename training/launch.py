@@ -1,7 +1,7 @@
 """Starting Accelerate so that the run is the one that was asked for, or none.
 
 Several launches run something else without a word: `accelerate launch --cpu --num_processes 2` runs one process, FSDP
-and fp16 do nothing on a CPU, the precision or compiler of the launcher is overruled by the script. Each is refused here.
+and fp16 do nothing on a CPU, precision and compiler of the launcher are overruled by the script. Each is refused here.
 """
 
 import os

@@ -3,13 +3,24 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from dsf_models.hub.usage import UsageError
 from tests.training.helpers import ROOT, arguments, forget_accelerate, metrics, tiny_config
-from training.config import config_to_dict, config_to_yaml, differences, known_keys, parse_config
+from training.config import (
+    TaskConfig,
+    TextConfig,
+    TrainConfig,
+    config_to_dict,
+    config_to_yaml,
+    differences,
+    known_keys,
+    parse_config,
+)
 from training.train import main
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if "run" in yaml.safe_load(path.read_text())]
+"""Those of runs; sweeps and Accelerate have files of their own."""
 
 
 def test_yaml_and_overrides_meet_in_one_configuration(tmp_path: Path) -> None:
@@ -81,6 +92,37 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         parse_config(["--run.output_dir", "x", "--task.name", "mqar", "--model.hidden_size", "8"])
     with pytest.raises(UsageError, match=r"does not exist: .*none\.yaml"):
         parse_config(["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(UsageError, match="one of the sections `task` and `text`"):
+        parse_config(["--run.output_dir", "x", "--model.architecture", "ssd"])
+    with pytest.raises(UsageError, match="one of the sections `task` and `text`"):
+        parse_config([*arguments(tmp_path), "--text.files", "[a.txt]"])
+
+
+TEXT = {"run.output_dir": "x", "model.architecture": "ssd", "text.files": "[a.txt]"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"text.files": "[]"}, r"text\.files is \[\] and text\.dataset is None: give one"),
+        ({"text.dataset": "owner/name"}, r"text\.dataset is 'owner/name': give one of them, not both"),
+        ({"text.block_size": 0}, r"text\.block_size is 0: use at least 2"),
+        ({"text.evaluation_rows": 0}, r"text\.evaluation_rows is 0"),
+        ({"text.streaming": "true"}, r"text\.evaluation_rows is None: a stream needs a number"),
+        ({"text.tokenizer": "train"}, r"text\.vocab_size is None: give the number of tokens"),
+        ({"text.vocab_size": 99}, r"text\.vocab_size is 99: only the tokenizer \"train\" has it"),
+        ({"text.tokenizer_documents": 9}, r'text\.tokenizer_documents is 9: only the tokenizer "train"'),
+        ({"text.validation_fraction": 0}, r"text\.validation_fraction is 0"),
+        ({"text.test_fraction": 0.96}, r"text\.test_fraction is 0\.96: leave"),
+        (
+            {"text.streaming": "true", "text.evaluation_rows": 2, "text.deduplicate": "true"},
+            r"text\.deduplicate is True: not with text\.streaming",
+        ),
+    ],
+)
+def test_text_that_makes_no_sense_is_refused(changes: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        parse_config([f"--{name}={value}" for name, value in (TEXT | changes).items()])
 
 
 def test_differences_name_section_and_field(tmp_path: Path) -> None:
@@ -90,12 +132,10 @@ def test_differences_name_section_and_field(tmp_path: Path) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    from jsonargparse import ArgumentParser
-
-    from training.config import TrainConfig
-
     parser = ArgumentParser()
-    parser.add_class_arguments(TrainConfig)
+    parser.add_class_arguments(TrainConfig, skip={"task", "text"})
+    parser.add_class_arguments(TaskConfig, "task")
+    parser.add_class_arguments(TextConfig, "text")
     documented = {action.dest for action in parser._actions if action.help}
     assert set(known_keys()) <= documented
 
