@@ -112,10 +112,10 @@ def _grams(
 ) -> Ints:
     """The n-grams that end at the scored positions, by default at all that have a context of n - 1 tokens."""
     scored = position_ids >= order - 1 if scored is None else scored
-    rows, slots = np.nonzero(scored)
-    grams = np.zeros(len(rows), np.int64)
+    ends, ids = np.flatnonzero(scored), input_ids.reshape(-1)
+    grams = np.zeros(len(ends), np.int64)
     for back in range(order - 1, -1, -1):
-        grams = grams * vocab_size + input_ids[rows, slots - back]
+        grams = grams * vocab_size + ids[ends - back]
     return grams
 
 

@@ -26,10 +26,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from dsf_models.errors import did_you_mean
 from dsf_models.tasks.base import SPLITS
 from dsf_models.tasks.text.errors import TextError, require
+from dsf_models.version import __version__
 
 Documents = Dataset | IterableDataset
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -62,7 +64,9 @@ def hub_documents(
         TextError: no such dataset, configuration, split or column; the Hub cannot be reached.
     """
     what = f"dataset {dataset_id!r}"
+    require(not Path(dataset_id).exists(), f"The {what} is a path on this machine: read its files as local files.")
     try:
+        validate_repo_id(dataset_id)
         documents = load_dataset(dataset_id, config, split=split, revision=revision, streaming=streaming)
     except (DatasetNotFoundError, HFValidationError) as error:
         raise TextError(
@@ -105,7 +109,7 @@ def file_documents(
         first_document(files, column, separator)
         return IterableDataset.from_generator(read_documents, features=_FEATURES, gen_kwargs=arguments)
     state = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    fingerprint = sha256(json.dumps([state, column, separator]).encode()).hexdigest()[:16]
+    fingerprint = sha256(json.dumps([__version__, state, column, separator]).encode()).hexdigest()[:16]
     try:
         return Dataset.from_generator(read_documents, features=_FEATURES, gen_kwargs=arguments, fingerprint=fingerprint)
     except DatasetGenerationError as error:
@@ -133,7 +137,7 @@ def read_documents(files: list[str], column: str, separator: str | None) -> Iter
                     count += 1
                     yield {"text": text}
         except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
-            raise TextError(f"{file} cannot be read as {file.suffix}: {error}") from error
+            raise TextError(f"{file} cannot be read as {_suffix(file)} (text in UTF-8): {error}") from error
         require(count > 0, f"{file} holds no text: remove it from the paths.")
 
 

@@ -175,5 +175,7 @@ def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, block_s
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what decides the ids: the vocabulary, its rules and the end-of-text token."""
-    parts = [tokenizer.backend_tokenizer.to_str(), end_of_text_id(tokenizer)]
-    return sha256(json.dumps(parts).encode()).hexdigest()
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    rules |= {"truncation": None, "padding": None}  # left behind by whoever used the tokenizer last
+    parts = [type(tokenizer).__name__, rules, end_of_text_id(tokenizer)]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -95,7 +95,7 @@ class PackedStream:
             "world_size": world_size,
         }
         self._documents = split_dataset_by_node(documents, rank, world_size)
-        self._tokenizer = tokenizer
+        self._tokenizer = copy.deepcopy(tokenizer)  # a thread of ours uses it: two threads cannot share one
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="packed-stream")
         self._begin(Place(), number=0, row=0)
 
@@ -113,6 +113,7 @@ class PackedStream:
         Raises:
             TextError: the documents cannot be read, or hold no text.
         """
+        require(n >= 1, f"n={n!r}: ask for at least 1 row")
         parts: list[dict[str, Int32s]] = []
         while n > 0:
             if self._row == self._settings["window"]:

@@ -32,7 +32,7 @@ def load_tokenizer(source: str | PathLike[str], revision: str | None = None) -> 
         return byte_tokenizer()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged tokenizer.json raises no kind of its own
         raise TextError(
             f'No tokenizer in {str(source)!r}: give "{BYTES}", a folder that a tokenizer was saved to, or the id of a '
             f"repository of the Hub that can be reached from here. {_first_line(error)}"
@@ -67,7 +67,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Source: R. Sennrich, B. Haddow, A. Birch, arXiv 1508.07909, on bytes as in GPT-2.
     """
     least = 256 + len(_SPECIAL)
-    require(vocab_size >= least, f"vocab_size={vocab_size!r}: use at least {least}, the bytes and {_SPECIAL}")
+    require(
+        isinstance(vocab_size, int) and vocab_size >= least,
+        f"vocab_size={vocab_size!r}: use an integer of at least {least}, the bytes, {END_OF_TEXT} and {PAD}",
+    )
     tokenizer = _byte_level(models.BPE(), True)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -75,7 +78,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.backend_tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.backend_tokenizer.train_from_iterator(filter(None, texts), trainer)
     return _wrapped(tokenizer.backend_tokenizer)
 
 
