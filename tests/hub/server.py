@@ -1,5 +1,6 @@
-"""A Hub on the loopback: the part of the Hugging Face Hub's HTTP interface that pushing and pulling models needs.
+"""A Hub on the loopback: the part of the Hugging Face Hub's HTTP interface that pushing and pulling needs.
 
+Models and data sets share their names here, which they do not on the real Hub.
 Large and binary files travel by Git LFS, all others inside the commit, as on the real Hub without Xet. Nothing is
 stored on disk. Clients are pointed to it by HF_ENDPOINT, which is read when huggingface_hub is imported:
 
@@ -130,7 +131,7 @@ class Hub:
 Endpoint = Callable[..., None]
 ROUTES: list[tuple[str, re.Pattern[str], Endpoint]] = []
 REPOSITORY, REVISION = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
-MODEL = f"/api/models/{REPOSITORY}"
+MODEL = f"/api/(?:models|datasets)/{REPOSITORY}"
 
 
 def route(methods: str, path: str) -> Callable[[Endpoint], Endpoint]:
@@ -285,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
         chosen = [{"path": file["path"], "uploadMode": _transport(file), "shouldIgnore": False} for file in files]
         self.send({"files": chosen})
 
-    @route("POST", rf"/{REPOSITORY}\.git/info/lfs/objects/batch")
+    @route("POST", rf"/(?:datasets/)?{REPOSITORY}\.git/info/lfs/objects/batch")
     def lfs_batch(self, name: str) -> None:
         self.hub.repository(name, self.user, write=True)
         objects = json.loads(self.body)["objects"]
@@ -349,7 +350,7 @@ class Handler(BaseHTTPRequestHandler):
         paths = (json.loads(self.body) if is_json else parse_qs(self.body.decode()))["paths"]
         self.send([files[path].entry(path) for path in paths if path in files])
 
-    @route("GET HEAD", f"/{REPOSITORY}/resolve/{REVISION}/(?P<path>.+)")
+    @route("GET HEAD", f"/(?:datasets/)?{REPOSITORY}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, name: str, revision: str, path: str) -> None:
         commit = self.hub.repository(name, self.user).commit(revision)
         if path not in commit.files:
