@@ -83,6 +83,9 @@ class TaskConfig:
 class TextConfig:
     """The text that a language model learns: documents, their tokens, and rows of these."""
 
+    name: str = "text"
+    """What the text is called, in reports and on the model's card."""
+
     files: list[str] = field(default_factory=list)
     """Local files, folders and globs: plain text, JSON lines, CSV or Parquet."""
 

@@ -25,7 +25,7 @@ Batch = dict[str, torch.Tensor]
 """Arguments of the model by name: input_ids, labels and, where there are pads or documents, what tells of them."""
 
 _HELD_TOKENS = 2**25
-"""Tokens of a split that are kept in memory once they are generated (256 MiB with their labels)."""
+"""Tokens of a split that are kept in memory (128 MiB a column)."""
 _AHEAD = 2
 """Batches that are made ready while the model works."""
 
@@ -76,15 +76,33 @@ class TrainingSource(ABC):
 
 
 class Examples(TrainingSource):
-    """A split: rows of one length, found by their index."""
+    """A split: rows of one length, found by their index; in memory where they fit, else made when asked for."""
 
-    @abstractmethod
+    def __init__(self, count: int, length: int) -> None:
+        """Hold all rows, if that is not too much.
+
+        Args:
+            count: number of rows.
+            length: tokens of a row.
+        """
+        self._count = count
+        self._held = self.columns(np.arange(count)) if count * length <= _HELD_TOKENS else None
+
     def __len__(self) -> int:
         """Number of rows."""
+        return self._count
 
     @abstractmethod
+    def columns(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these indices (b,), made anew: arrays of shape (b, t)."""
+
     def rows(self, indices: np.ndarray) -> Batch:
         """The rows of these indices (b,), as tensors of shape (b, t)."""
+        if self._held is None:
+            columns = self.columns(indices)
+        else:
+            columns = {name: column[indices] for name, column in self._held.items()}
+        return {name: torch.from_numpy(column).long() for name, column in columns.items()}
 
     def deliveries(self, step: int, share: Share, position: Mapping[str, Any]) -> Iterator[Delivery]:
         """As every source; each delivery is a pure function of (seed, step), so that no position is needed."""
@@ -96,23 +114,15 @@ class Examples(TrainingSource):
 
 
 class TaskExamples(Examples):
-    """The first rows of a split of a synthetic task: in memory where they fit, else generated when asked for."""
+    """The first rows of a split of a synthetic task."""
 
     def __init__(self, task: SyntheticTask, split: str, seed: int, count: int) -> None:
-        self.task, self.split, self.seed, self.count = task, split, seed, count
-        held = count * task.sequence_length <= _HELD_TOKENS
-        self._held = task.generate(split, seed, 0, count) if held else None
+        self._task, self._split, self._seed = task, split, seed
+        super().__init__(count, task.sequence_length)
 
-    def __len__(self) -> int:
-        return self.count
-
-    def rows(self, indices: np.ndarray) -> Batch:
-        """The rows of these indices (b,), as tensors of shape (b, t)."""
-        if self._held is None:
-            columns = self.task.examples(self.split, self.seed, indices.astype(np.uint64))
-        else:
-            columns = {name: column[indices] for name, column in self._held.items()}
-        return {name: torch.from_numpy(column).long() for name, column in columns.items()}
+    def columns(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these indices (b,): arrays of shape (b, t)."""
+        return self._task.examples(self._split, self._seed, indices.astype(np.uint64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +137,9 @@ class RunData(ABC):
 
     pad_token_id: int | None
     """Token that fills up shorter rows."""
+
+    eos_token_id: int | None
+    """Token that ends a document."""
 
     sequence_length: int
     """Tokens of a row, t."""
@@ -156,8 +169,8 @@ class RunData(ABC):
         """The numbers of a score that say something about these data, by name."""
 
     @abstractmethod
-    def summary(self, score: Score) -> str:
-        """A score in a line, beside what guessing reaches."""
+    def summary(self, score: Score, split: str) -> str:
+        """A score in a line, beside what guessing reaches on this split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +184,7 @@ class TaskData(RunData):
         """Loss, accuracy and accuracy of whole rows."""
         return asdict(score)
 
-    def summary(self, score: Score) -> str:
+    def summary(self, score: Score, split: str) -> str:
         """The three numbers beside the task's baselines."""
         return (
             f"loss {score.loss:.4f}  accuracy {100 * score.accuracy:6.2f} %  (chance {100 * self.task.chance:.2f} %, "
@@ -199,6 +212,7 @@ def load_task_data(config: TaskConfig) -> TaskData:
         name=config.name,
         vocab_size=task.vocab_size,
         pad_token_id=task.pad_token_id,
+        eos_token_id=None,
         sequence_length=task.sequence_length,
         label_alignment="same",
         **splits,

@@ -273,4 +273,4 @@ def _survive(run: Run, what: str, write: Callable[[], None]) -> None:
 def announce(run: Run, split: str, score: Score) -> None:
     """Print a score."""
     if run.accelerator.is_main_process:
-        tqdm.write(f"step {run.progress.step:>6}  {split:<10}  {run.data.summary(score)}")
+        tqdm.write(f"step {run.progress.step:>6}  {split:<10}  {run.data.summary(score, split)}")

@@ -12,7 +12,7 @@ import dsf_models
 from dsf_models.hub.usage import UsageError, closest
 from training.data import RunData
 
-_SET_BY_DATA = ("vocab_size", "label_alignment", "pad_token_id")
+_SET_BY_DATA = ("vocab_size", "label_alignment", "pad_token_id", "eos_token_id")
 
 
 def build_model(section: Mapping[str, Any], data: RunData) -> PreTrainedModel:

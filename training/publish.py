@@ -1,8 +1,13 @@
-"""The folder `final/` of a run: weights, model card and task record, ready for `from_pretrained` and for the Hub."""
+"""The folder `final/` of a run: weights, model card and what inputs mean, ready for `from_pretrained` and the Hub."""
 
 import inspect
+from dataclasses import asdict
+from functools import singledispatch
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from dsf_models.backbone import get_architecture
@@ -12,12 +17,13 @@ from dsf_models.hub.provenance import git_commit, has_uncommitted_changes, libra
 from dsf_models.hub.task_record import TaskRecord
 from training.checkpoint import Progress
 from training.config import TrainConfig
-from training.data import TaskData
+from training.data import Examples, RunData, TaskData
 from training.score import Score
+from training.text_data import TextData
 
 
 def publish(
-    folder: Path, model: PreTrainedModel, config: TrainConfig, data: TaskData, progress: Progress, score: Score
+    folder: Path, model: PreTrainedModel, config: TrainConfig, data: RunData, progress: Progress, score: Score
 ) -> None:
     """Write the selected model with everything that says what it is.
 
@@ -25,51 +31,115 @@ def publish(
         folder: `final/` of the run; it appears only when it is complete.
         model: holds the selected weights.
         config: the run's configuration.
-        data: the task.
+        data: what it has learned.
         progress: names the step of the selected weights.
         score: their score on the test split.
     """
-    record = task_record(config, data)
     with new_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
-        record.save(unfinished)
-        facts = card_facts(config, data, record, progress, score, model)
+        save_inputs(data, config, unfinished)
+        facts = card_facts(config, data, progress, score, model)
         write_text(unfinished / "README.md", model_card(facts))
-        (unfinished / ".eval_results").mkdir()
-        write_text(unfinished / ".eval_results" / f"{record.name}.yaml", eval_results(facts.training))
+        if facts.training.synthetic:
+            (unfinished / ".eval_results").mkdir()
+            write_text(unfinished / ".eval_results" / f"{facts.training.task}.yaml", eval_results(facts.training))
+
+
+@singledispatch
+def save_inputs(data: RunData, config: TrainConfig, folder: Path) -> None:
+    """Write what says what the token ids mean: task.json, or a tokenizer."""
+    raise NotImplementedError(type(data).__name__)
+
+
+@save_inputs.register
+def _(data: TaskData, config: TrainConfig, folder: Path) -> None:
+    task_record(config, data).save(folder)
+
+
+@save_inputs.register
+def _(data: TextData, config: TrainConfig, folder: Path) -> None:
+    data.tokenizer.save_pretrained(folder)
 
 
 def task_record(config: TrainConfig, data: TaskData) -> TaskRecord:
     """What the checkpoint says about its task."""
     description = data.task.describe()
-    test_hash = data.task.data_hash("test", config.task.seed, len(data.test))
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return TaskRecord(
         name=config.task.name,
         sizes=description["sizes"],
         seed=config.task.seed,
-        num_examples={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
-        data_hash={"test": test_hash},
+        num_examples={split: len(examples) for split, examples in splits.items()},
+        data_hash={"test": data.task.data_hash("test", config.task.seed, len(data.test))},
         description=description,
     )
 
 
-def card_facts(
-    config: TrainConfig, data: TaskData, record: TaskRecord, progress: Progress, score: Score, model: PreTrainedModel
-) -> CardFacts:
-    """What the model card says."""
-    architecture = get_architecture(config.model["architecture"])
+@singledispatch
+def data_facts(data: RunData, config: TrainConfig, score: Score) -> dict[str, Any]:
+    """What `TrainingFacts` say about the data and the results on them."""
+    raise NotImplementedError(type(data).__name__)
+
+
+@data_facts.register
+def _(data: TaskData, config: TrainConfig, score: Score) -> dict[str, Any]:
     baselines = {"chance": data.task.chance, "best_trivial": data.task.best_trivial}
-    training = TrainingFacts(
-        task=record.name,
-        task_sentence=inspect.getdoc(type(data.task)).splitlines()[0],
-        task_sizes=record.sizes,
-        metrics=[
+    return {
+        "task": config.task.name,
+        "task_sentence": inspect.getdoc(type(data.task)).splitlines()[0],
+        "task_sizes": data.task.describe()["sizes"],
+        "metrics": [
             Metric(name="accuracy", split="test", value=score.accuracy, **baselines),
             Metric(name="row accuracy", split="test", value=score.row_accuracy),
         ],
+        "data_seed": config.task.seed,
+        "data_hash": data.task.data_hash("test", config.task.seed, len(data.test)),
+    }
+
+
+@data_facts.register
+def _(data: TextData, config: TrainConfig, score: Score) -> dict[str, Any]:
+    numbers, ngram = data.report(score), data.ngram_nats.get("test")
+    return {
+        "task": data.name,
+        "task_sentence": f"Documents of {data.name}, packed into rows of {data.sequence_length} tokens.",
+        "task_sizes": {name: value for name, value in asdict(config.text).items() if value not in (None, [])},
+        "synthetic": False,
+        "metrics": [
+            Metric(
+                name="loss", kind="loss", is_fraction=False, split="test", value=numbers["loss"], best_trivial=ngram
+            ),
+            Metric(name="perplexity", kind="perplexity", is_fraction=False, split="test", value=numbers["perplexity"]),
+            Metric(
+                name="bits per byte (estimated)",
+                kind="bits_per_byte",
+                is_fraction=False,
+                split="test",
+                value=numbers["bits_per_byte"],
+            ),
+        ],
+        "data_seed": config.text.seed,
+        "data_hash": rows_hash(data.test),
+    }
+
+
+def rows_hash(examples: Examples) -> str:
+    """SHA-256 of the token ids of all rows, as little-endian int32."""
+    digest = sha256()
+    for start in range(0, len(examples), 1024):
+        indices = np.arange(start, min(start + 1024, len(examples)))
+        digest.update(examples.rows(indices)["input_ids"].numpy().astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def card_facts(
+    config: TrainConfig, data: RunData, progress: Progress, score: Score, model: PreTrainedModel
+) -> CardFacts:
+    """What the model card says."""
+    architecture = get_architecture(config.model["architecture"])
+    training = TrainingFacts(
+        **data_facts(data, config, score),
         seed=config.run.seed,
-        data_seed=record.seed,
-        data_hash=record.data_hash["test"],
         steps=progress.best_step,
         examples_seen=progress.best_step * config.training.batch_size,
         versions=library_versions(),
@@ -77,7 +147,7 @@ def card_facts(
         uncommitted_changes=has_uncommitted_changes(),
     )
     return CardFacts(
-        model_name=f"{architecture.name} on {record.name}",
+        model_name=f"{architecture.name} on {training.task}",
         architecture=architecture.name,
         transition=architecture.transition,
         input_matrix=architecture.input_matrix,
@@ -85,5 +155,6 @@ def card_facts(
         parameters=model.num_parameters(),
         state_bytes=state_sizes(model.config),
         label_alignment=model.config.label_alignment,
+        tokenizer=not training.synthetic,
         training=training,
     )

@@ -33,6 +33,7 @@ from training.model import build_model, check_model_runs, count_parameters
 from training.optim import build_optimizer, build_schedule
 from training.run_folder import check_run_folder, prepare_run_folder
 from training.speed import Speed, known_peak
+from training.text_data import load_text_data
 
 
 def setup(arguments: Sequence[str] | None = None) -> None:
@@ -64,7 +65,7 @@ def main(config: TrainConfig) -> None:
         checkpoint, progress, complaints = newest_checkpoint(folder / "checkpoints", accelerator.num_processes)
         for complaint in complaints:
             accelerator.print(f"warning: {complaint} An older checkpoint takes its place.")
-    data = load_task_data(config.task)
+    data = load_text_data(config.text, accelerator) if config.text else load_task_data(config.task)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     set_seed(config.run.seed)

@@ -51,13 +51,19 @@ class Metric:
     """Split of the data it was measured on."""
 
     value: float
-    """The number itself, a fraction between 0 and 1."""
+    """The number itself."""
+
+    is_fraction: bool = True
+    """Whether it is a fraction between 0 and 1, which is written in percent."""
+
+    kind: str = "accuracy"
+    """The Hub's name for what is measured: "accuracy", "perplexity", "loss", …"""
 
     chance: float | None = None
     """What uniform guessing reaches, or None where that is not defined for this metric."""
 
     best_trivial: float | None = None
-    """What the best rule without any recall or computation reaches, or None where it is not defined."""
+    """What the best rule without any recall or computation reaches (for text: a 3-gram); None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +71,16 @@ class TrainingFacts:
     """How a model was trained and what it reached."""
 
     task: str
-    """Name of the task."""
+    """Name of the task, or of the text."""
 
     task_sentence: str
-    """What the task asks for, in a sentence or two."""
+    """What the task asks for, or what the text is, in a sentence or two."""
 
     task_sizes: Mapping[str, object]
-    """The sizes that the task was generated with."""
+    """The sizes that the task was generated with, or how the text was prepared."""
+
+    synthetic: bool = True
+    """Whether the examples were generated, so that their ids stand for no text."""
 
     metrics: Sequence[Metric]
     """Measured results."""
@@ -83,7 +92,7 @@ class TrainingFacts:
     """Seed that the examples were generated from."""
 
     data_hash: str
-    """Hash of the split that the reported metrics were measured on."""
+    """SHA-256 of the split that the reported metrics were measured on."""
 
     steps: int
     """Optimiser steps behind the published weights."""
@@ -231,7 +240,8 @@ def model_card(facts: CardFacts) -> str:
         sections += ["## Results", _results(training.metrics)]
     sections += ["## Use", _usage(facts)]
     if training is not None:
-        sections += ["## Task", _task(training), "## Training", _training(training)]
+        heading = "## Task" if training.synthetic else "## Text"
+        sections += [heading, _task(training), "## Training", _training(training)]
     sections += ["## Citation", "```bibtex\n" + "\n\n".join(facts.papers) + "\n```"]
     return f"---\n{_front_matter(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -250,8 +260,8 @@ def eval_results(training: TrainingFacts) -> str:
             dataset_id=training.task,
             task_id=f"{metric.split}_{metric.name.replace(' ', '_')}",
             value=metric.value,
-            notes=f"{metric.name} on the {metric.split} split; chance {_percent(metric.chance)}, "
-            f"best trivial rule {_percent(metric.best_trivial)}; data hash {training.data_hash}",
+            notes=f"{metric.name} on the {metric.split} split; chance {_number(metric, metric.chance)}, "
+            f"best trivial rule {_number(metric, metric.best_trivial)}; data hash {training.data_hash}",
         )
         for metric in training.metrics
     ]
@@ -262,8 +272,9 @@ def _front_matter(facts: CardFacts) -> str:
     tags = ["dsf", facts.architecture, "sequence-model"]
     measured = {}
     if facts.training is not None:
-        tags.append(facts.training.task)
-        measured = {"metrics": ["accuracy"], "eval_results": _model_index(facts.training)}
+        kinds = sorted({metric.kind for metric in facts.training.metrics})
+        tags += [facts.training.task] if facts.training.synthetic else []
+        measured = {"metrics": kinds, "eval_results": _model_index(facts.training)}
     data = ModelCardData(
         model_name=facts.model_name,
         library_name="transformers",
@@ -282,7 +293,7 @@ def _model_index(training: TrainingFacts) -> list[EvalResult]:
             dataset_type=training.task,
             dataset_name=training.task,
             dataset_split=metric.split,
-            metric_type="accuracy",
+            metric_type=metric.kind,
             metric_name=metric.name,
             metric_value=metric.value,
         )
@@ -291,7 +302,10 @@ def _model_index(training: TrainingFacts) -> list[EvalResult]:
 
 
 def _summary(facts: CardFacts) -> str:
-    trained = f", trained from scratch on the synthetic task `{facts.training.task}`" if facts.training else ""
+    trained = ""
+    if facts.training is not None:
+        kind = "the synthetic task" if facts.training.synthetic else "text,"
+        trained = f", trained from scratch on {kind} `{facts.training.task}`"
     return (
         f"A sequence model of the architecture `{facts.architecture}` with {facts.parameters:,} parameters{trained}. "
         "It is written in the Dynamical Systems Framework, in which a sequence mixer "
@@ -310,15 +324,17 @@ def _state(sizes: Mapping[int, int]) -> str:
 def _results(metrics: Sequence[Metric]) -> str:
     rows = ["| metric | split | value | chance | best trivial rule |", "|---|---|---|---|---|"]
     rows += [
-        f"| {metric.name} | {metric.split} | {_percent(metric.value)} | {_percent(metric.chance)} | "
-        f"{_percent(metric.best_trivial)} |"
+        f"| {metric.name} | {metric.split} | {_number(metric, metric.value)} | {_number(metric, metric.chance)} | "
+        f"{_number(metric, metric.best_trivial)} |"
         for metric in metrics
     ]
     return "\n".join(rows)
 
 
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+def _number(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if metric.is_fraction else f"{value:.4g}"
 
 
 def _usage(facts: CardFacts) -> str:
@@ -345,7 +361,7 @@ def _conventions(facts: CardFacts) -> str:
         said.append(
             "Without dsf_models, add `trust_remote_code=True` in place of the first line: it runs the code here."
         )
-    if facts.training is not None:
+    if facts.training is not None and facts.training.synthetic:
         said.append("Inputs are token ids as described in `task.json`; there is no tokenizer.")
     return "\n\n" + " ".join(said) if said else ""
 

