@@ -99,8 +99,8 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint, or build a fresh model where `options.model` is the name of an architecture.
 
-    The weights are in float32, whatever they were saved in: small steps get lost in bfloat16, and `--bf16` only computes
-    in it. A tokenizer without a padding token is given one. Where the tokenizer has more tokens than the model, the
+    The weights are in float32, whatever they were saved in: small steps get lost in bfloat16; `--bf16` only computes in
+    it. A tokenizer without a padding token is given one. Where the tokenizer has more tokens than the model, the
     embeddings grow, and the rows of the added tokens start at the mean of the others.
 
     Args:

@@ -1,6 +1,5 @@
 """The fine-tuning examples run as they are, on real text: they learn, save, load again and use what they saved."""
 
-import ast
 import csv
 import importlib
 import random
@@ -14,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from dsf_models import list_architectures
-from dsf_models.backbone.modeling import DSFBlock
+from dsf_models.backbone import DSFMixer
 from tests.consumers.reviews import movie_reviews
 from tests.consumers.tokenizers_of_text import ROOT, english_text
 from tests.contract import fresh
@@ -41,18 +40,12 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory) -> Path:
-    """A CSV file: paragraphs of this repository's documents, and functions of its source."""
-    prose = [part for part in english_text().split("\n\n") if len(part) > 150 and part[0].isalpha()]
-    trees = [(path.read_text(), path) for path in sorted((ROOT / "src").rglob("*.py"))]
-    code = [
-        ast.get_source_segment(source, node)
-        for source, _ in trees
-        for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef)
-    ]
-    count = min(len(prose), len(code))
-    file = tmp_path_factory.mktemp("labelled") / "labelled.csv"
-    return write_csv(file, [(x, "prose") for x in prose[:count]] + [(x, "code") for x in code[:count]])
+    """A CSV file: lines of this repository's documents, and of its source."""
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    prose = [line for line in english_text().split("\n") if len(line) > 60 and line[0].isalpha()]
+    code = [line for line in source.split("\n") if len(line) > 40 and line.startswith("        ")]
+    rows = [(line, kind) for kind, lines in (("prose", prose), ("code", code)) for line in lines[:300]]
+    return write_csv(tmp_path_factory.mktemp("labelled") / "labelled.csv", rows)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +81,10 @@ def classification(example, data: Path, folder: Path, *options: str) -> dict:
 
 
 class Watch:
-    """Counts the calls of blocks and of projections, those by the dtype of what they return."""
+    """Counts the calls of mixers and of projections, those by the dtype of what they return."""
 
     def __enter__(self) -> "Watch":
-        self.blocks, self.dtypes = 0, Counter()
+        self.mixers, self.dtypes = 0, Counter()
         # Recomputation stops at the last activation that is needed, so that not every call returns.
         self.handles = [
             nn.modules.module.register_module_forward_pre_hook(self.called),
@@ -100,7 +93,7 @@ class Watch:
         return self
 
     def called(self, module: nn.Module, inputs: tuple) -> None:
-        self.blocks += isinstance(module, DSFBlock)
+        self.mixers += isinstance(module, DSFMixer)
 
     def returned(self, module: nn.Module, inputs: tuple, output: object) -> None:
         if isinstance(module, nn.Linear):
@@ -146,7 +139,7 @@ def test_checkpointing_and_bf16_act(example, text, checkpoint, tmp_path):
         found.append((result, watch))
     (plain, watched), (recomputed, twice), (rounded, halved) = found
     assert (recomputed["before"], recomputed["after"]) == (plain["before"], plain["after"])
-    assert twice.blocks == watched.blocks + 2 * STEPS
+    assert twice.mixers == watched.mixers + 2 * STEPS
     assert watched.dtypes.keys() == twice.dtypes.keys() == {torch.float32}
     assert halved.dtypes[torch.bfloat16] > halved.dtypes[torch.float32]
     assert rounded["after"] != plain["after"]
