@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> dict:
     tables = ["embed_tokens"] if base.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
     rows = {"trainable_token_indices": dict.fromkeys(tables, added)} if added else {}
     config = lora_config(base, options.train_mixers, r=options.rank, lora_alpha=options.alpha, **rows)
+    if added and "embed_tokens" in config.target_modules:  # what lora_config adapts where there is no channel mixer
+        sys.exit("--train_mixers with added tokens takes a model with channel mixers: leave one of the two out.")
     model = get_peft_model(base, config)
     model.print_trainable_parameters()
 

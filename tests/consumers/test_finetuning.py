@@ -205,8 +205,8 @@ def test_every_architecture(name, example, text, labelled, tmp_path):
     arguments = ["--data", str(text), "--output_dir", str(tmp_path / "lm"), "--max_steps", "20", *depth, *TINY]
     result = example("finetune_causal_lm").main([*arguments, "--model", name])
     assert result["after"] < result["before"] - 0.5
-    for options in ([], ["--train_mixers"]):
-        result = lora(example, text, tmp_path / "lm", tmp_path / "adapter", "--add_tokens", "<part>", *options)
+    for option in (["--add_tokens", "<part>"], ["--train_mixers"]):
+        result = lora(example, text, tmp_path / "lm", tmp_path / "adapter", *option)
         assert result["equal"]
         assert result["after"] < result["before"]
     options = ["--model", str(tmp_path / "lm"), "--num_train_epochs", "5", "--activation_checkpointing", "--bf16"]
