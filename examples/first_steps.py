@@ -70,12 +70,12 @@ tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, padding_side="left", m
 
 # %% A model by its name. Each architecture has its own configuration: `dsf-models fields ssd` lists what can be set.
 print("architectures:", ", ".join(dsf_models.list_architectures()))
+depth = {} if options.architecture == "hybrid" else {"num_hidden_layers": 2}  # a hybrid lists its mixers
 config = AutoConfig.for_model(
     f"dsf_{options.architecture}",
+    **depth,
     vocab_size=len(tokenizer),
     hidden_size=options.width,
-    num_hidden_layers=2,
-    state_size=16,
     pad_token_id=tokenizer.pad_token_id,
     bos_token_id=tokenizer.bos_token_id,
     eos_token_id=tokenizer.eos_token_id,
