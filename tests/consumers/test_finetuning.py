@@ -1,10 +1,13 @@
 """The fine-tuning examples run as they are, on real text: they learn, save, load again and use what they saved."""
 
+import argparse
 import csv
 import importlib
+import inspect
 import random
 from collections import Counter
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -40,10 +43,9 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory) -> Path:
-    """A CSV file: lines of this repository's documents, and of its source."""
-    source = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
-    prose = [line for line in english_text().split("\n") if len(line) > 60 and line[0].isalpha()]
-    code = [line for line in source.split("\n") if len(line) > 40 and line.startswith("        ")]
+    """A CSV file: lines of Python's own manual, and of its own source."""
+    prose = [line for text in topics.values() for line in text.split("\n") if len(line) > 60 and line[0].isalpha()]
+    code = [line for line in inspect.getsource(argparse).split("\n") if len(line) > 40 and line.startswith("        ")]
     rows = [(line, kind) for kind, lines in (("prose", prose), ("code", code)) for line in lines[:300]]
     return write_csv(tmp_path_factory.mktemp("labelled") / "labelled.csv", rows)
 
