@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from dsf_models.errors import require, require_known, suggest
 from dsf_models.tasks.base import SPLITS, SyntheticTask, Task, require_integer
+from dsf_models.tasks.listops import ListOps
 from dsf_models.tasks.mqar import MQAR
 
-TASKS = MappingProxyType({task.name: task for task in (MQAR,)})
+TASKS = MappingProxyType({task.name: task for task in (ListOps, MQAR)})
 """Every task class by its name."""
 
 
