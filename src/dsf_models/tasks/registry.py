@@ -19,8 +19,10 @@ from dsf_models.errors import require, require_known, suggest
 from dsf_models.tasks.base import SPLITS, SyntheticTask, Task, require_integer
 from dsf_models.tasks.listops import ListOps
 from dsf_models.tasks.mqar import MQAR
+from dsf_models.tasks.pathfinder import Pathfinder
+from dsf_models.tasks.smooth_regression import SmoothRegression
 
-TASKS = MappingProxyType({task.name: task for task in (ListOps, MQAR)})
+TASKS = MappingProxyType({task.name: task for task in (ListOps, MQAR, Pathfinder, SmoothRegression)})
 """Every task class by its name."""
 
 
