@@ -26,6 +26,7 @@ from dsf_models.tasks.smooth import (
 )
 
 KINDS = ("fixed", "piecewise")
+_MOST_TERMS = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +71,11 @@ class SmoothRegression(RegressionTask):
         self._require(1 <= self.num_variables <= most, "num_variables", f"give 1 to {most}")
         self._require(0 < self.smoothness <= 64, "smoothness", "give a positive number, at most 64")
         self._require(0 <= self.smoothness_power <= 8, "smoothness_power", "give 0 to 8")
+        least = f"give at least smoothness={self.smoothness}: below it the function is constant"
+        self._require(self.level >= self.smoothness, "level", least)
+        terms = num_functions(self._exponents, self.level)
         self._require(
-            self.smoothness <= self.level <= 16 * self.smoothness,
-            "level",
-            f"give smoothness={self.smoothness} (below, the function is constant) to {16 * self.smoothness}",
+            terms <= _MOST_TERMS, "level", f"the function has {terms:,} terms; lower it until they are {_MOST_TERMS:,}"
         )
         self._require(0 <= self.gap_power <= 4, "gap_power", "give 0 to 4")
         self._require(0 <= self.sigma < np.inf, "sigma", "give a finite number, 0 for no noise")
@@ -90,14 +92,34 @@ class SmoothRegression(RegressionTask):
 
     def function(self, seed: int) -> SmoothFunction:
         """The function of a seed, of unit variance."""
-        a = smoothness_exponents(self.num_variables, self.smoothness, self.smoothness_power)
-        return _function(int(seed), tuple(a), self.level)
+        return _function(seed, self._exponents, self.level)
+
+    @property
+    def _exponents(self) -> tuple[float, ...]:
+        return tuple(smoothness_exponents(self.num_variables, self.smoothness, self.smoothness_power).tolist())
 
     def _rows(self, rng: RowRandom) -> tuple[Floats, Floats]:
         drawn = draw_examples(
             self.function(rng.seed), rng, self.sequence_length, self.kind, power=self.gap_power, sigma=self.sigma
         )
         return np.stack([drawn.importance, drawn.content], axis=2), drawn.observed
+
+
+def num_functions(a: tuple[float, ...], level: float) -> int:
+    """Number of basis functions with <a, s> <= level, the sum of 2^(s_1 + ... + s_j); stops counting past 2^40.
+
+    Args:
+        a: positive smoothnesses (j,).
+        level: T.
+    """
+    if not a:
+        return 1
+    number = 0
+    for s in range(int(min(level / a[0], 40) + 1e-9) + 1):
+        number += 2**s * num_functions(a[1:], level - a[0] * s)
+        if number > 2**40:
+            break
+    return number
 
 
 @lru_cache(maxsize=16)
