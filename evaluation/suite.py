@@ -9,7 +9,7 @@ import numpy as np
 
 from dsf_models.hub.task_record import TaskRecord
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import SyntheticTask, get_task, load_task
+from dsf_models.tasks import SyntheticTask, get_token_task, load_task
 from evaluation.config import EvaluationConfig
 
 _DEFAULT_EXAMPLES = 1_000
@@ -39,7 +39,8 @@ def load_suite(config: EvaluationConfig) -> Suite:
 
     Raises:
         UsageError: where no task is named or recorded, where the records of several checkpoints disagree on something
-            that the command line leaves open, and where the task refuses its name or a size.
+            that the command line leaves open, for a task of real numbers, and where the task refuses its name or a
+            size.
     """
     records = [record for name in config.model if (record := _load_record(name)) is not None]
     name = config.suite or _agreed(records, "suite", lambda record: record.name)
@@ -53,7 +54,7 @@ def load_suite(config: EvaluationConfig) -> Suite:
     recorded_examples = _agreed(records, "num_examples", lambda record: record.num_examples.get(config.split))
     num_examples = _first(config.num_examples, recorded_examples, _DEFAULT_EXAMPLES)
     try:
-        task = get_task(name, **sizes)
+        task = get_token_task(name, **sizes)
         dataset = load_task(name, split=config.split, seed=seed, num_examples=num_examples, **sizes)
     except (ValueError, TypeError) as error:
         raise UsageError(f"--suite {name} is refused: {error}") from error

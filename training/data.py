@@ -17,7 +17,7 @@ import torch
 
 from dsf_models.backbone.loss import aligned_targets
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import IGNORE_INDEX, SyntheticTask, get_task
+from dsf_models.tasks import IGNORE_INDEX, SyntheticTask, get_token_task
 from training.config import TaskConfig
 from training.score import Score
 
@@ -196,7 +196,7 @@ def load_task_data(config: TaskConfig) -> TaskData:
     """Make the three splits of a task.
 
     Raises:
-        UsageError: for an unknown task, and for sizes that it refuses.
+        UsageError: for an unknown task, for one of real numbers, and for sizes that it refuses.
     """
     counts = {
         "train": config.train_examples,
@@ -204,7 +204,7 @@ def load_task_data(config: TaskConfig) -> TaskData:
         "test": config.test_examples,
     }
     try:
-        task = get_task(config.name, **config.sizes)
+        task = get_token_task(config.name, **config.sizes)
         splits = {split: TaskExamples(task, split, config.seed, count) for split, count in counts.items()}
     except (ValueError, TypeError) as error:
         raise UsageError(f"The section `task` is refused: {error}") from error

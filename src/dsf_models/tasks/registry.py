@@ -1,6 +1,6 @@
 """The front door: tasks by name, as task objects or as `datasets.Dataset`.
 
-Letters: b rows, t positions.
+Letters: b rows.
 """
 
 import inspect
@@ -8,24 +8,34 @@ import json
 from dataclasses import fields
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, List, NamedSplit, Value
+from numpy.typing import NDArray
 
 from dsf_models.errors import require, require_known, suggest
-from dsf_models.tasks.base import SPLITS, Int32s, SyntheticTask, require_integer
+from dsf_models.tasks.base import SPLITS, SyntheticTask, Task, require_integer
+from dsf_models.tasks.listops import ListOps
 from dsf_models.tasks.mqar import MQAR
+from dsf_models.tasks.pathfinder import Pathfinder
+from dsf_models.tasks.smooth_regression import SmoothRegression
 
-TASKS = MappingProxyType({task.name: task for task in (MQAR,)})
+TASKS = MappingProxyType({task.name: task for task in (ListOps, MQAR, Pathfinder, SmoothRegression)})
 """Every task class by its name."""
 
 
-def list_tasks() -> list[str]:
-    """The sorted names of all tasks."""
-    return sorted(TASKS)
+def list_tasks(kind: type[Task] = Task) -> list[str]:
+    """The sorted names of all tasks of a kind.
+
+    Args:
+        kind: `Task` for all; `SyntheticTask` for those of tokens, `RegressionTask` for those of real numbers.
+    """
+    return sorted(name for name, task in TASKS.items() if issubclass(task, kind))
 
 
-def get_task(name: str, **sizes: object) -> SyntheticTask:
+def get_task(name: str, **sizes: object) -> Task:
     """A task by name.
 
     Args:
@@ -42,13 +52,25 @@ def get_task(name: str, **sizes: object) -> SyntheticTask:
     return TASKS[name](**sizes)
 
 
+def get_token_task(name: str, **sizes: object) -> SyntheticTask:
+    """A task by name, for models that read and answer with tokens; otherwise as `get_task`.
+
+    Raises:
+        ValueError: also where the task is one of real numbers.
+    """
+    task, known = get_task(name, **sizes), ", ".join(list_tasks(SyntheticTask))
+    remedy = f"its inputs and answers are real numbers, a language model's are tokens; choose from {known}"
+    require(isinstance(task, SyntheticTask), "task", name, remedy)
+    return task
+
+
 def load_task(
     name: str, *, split: str = "train", seed: int = 0, num_examples: int | None = None, **sizes: object
 ) -> Dataset:
     """The first examples of a split of a synthetic task, as an in-memory dataset.
 
-    The columns are stored as int32; collators and the torch and numpy formats read them as int64, which embeddings and
-    losses take.
+    Tokens are stored as int32; collators and the torch and numpy formats read them as int64, which embeddings and
+    losses take. Real numbers are float32 everywhere.
 
     Args:
         name: one of `list_tasks()`.
@@ -58,27 +80,38 @@ def load_task(
         **sizes: fields of the task's class.
 
     Returns:
-        The columns of `SyntheticTask`, b lists of t int32; `info.description` holds the task's `describe()`.
+        The columns of `SyntheticTask` or `RegressionTask`, b rows; `info.description` holds the task's `describe()`.
 
     Raises:
-        ValueError: see `get_task` and `SyntheticTask.generate`.
+        ValueError: see `get_task` and `Task.generate`.
     """
     task = get_task(name, **sizes)
     require_known("split", split, SPLITS)
     num_examples = task.default_examples[split] if num_examples is None else num_examples
     require_integer("num_examples", num_examples, 1)
     columns = task.generate(split, seed, 0, num_examples)
-    features = Features({column: List(Value("int32"), length=task.sequence_length) for column in columns})
+    features = Features({column: _feature(array) for column, array in columns.items()})
     summary, card = inspect.getdoc(type(task)).split("\n")[0], json.dumps(task.describe())
     # Arrow only wraps the arrays; without a fingerprint of ours, datasets would pickle and hash all of them.
     return Dataset(
-        pa.table({column: _fixed_lists(array) for column, array in columns.items()}),
+        pa.table({column: _arrow(array) for column, array in columns.items()}),
         info=DatasetInfo(description=f"{summary}\n{card}", features=features, dataset_name=name),
         split=NamedSplit(split),
         fingerprint=sha256(f"{card}/{split}/{seed}/{num_examples}".encode()).hexdigest()[:16],
     )
 
 
-def _fixed_lists(array: Int32s) -> pa.FixedSizeListArray:
-    """Wrap (b, t) as b lists of t, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+def _feature(array: NDArray[Any]) -> Value | List:
+    """The type of one row of (b, ...): nested lists of fixed length."""
+    feature = Value(array.dtype.name)
+    for length in reversed(array.shape[1:]):
+        feature = List(feature, length=length)
+    return feature
+
+
+def _arrow(array: NDArray[Any]) -> pa.Array:
+    """Wrap (b, ...) as b rows of nested lists of fixed length, without a copy."""
+    wrapped = pa.array(np.ravel(array))
+    for length in reversed(array.shape[1:]):
+        wrapped = pa.FixedSizeListArray.from_arrays(wrapped, length)
+    return wrapped

@@ -132,7 +132,8 @@ class SmoothFunction:
 
     def __call__(self, x: Floats) -> Floats:
         """Evaluate at points of [0, 1]^j: (b, j) -> (b,)."""
-        return _in_pieces(x, self.frequencies, lambda values: values @ self.coefficients)
+        # Term after term: the order of a matrix product's sums, and so its last bits, would depend on the other points.
+        return _in_pieces(x, self.frequencies, lambda values: (values * self.coefficients).cumsum(axis=1)[:, -1])
 
 
 def basis(a: Floats, level: float) -> SmoothFunction:
