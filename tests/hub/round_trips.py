@@ -18,6 +18,7 @@ from dsf_models import list_architectures
 from dsf_models.hub.publish import publish
 from dsf_models.hub.usage import UsageError
 from tests.contract import fresh, sequences
+from tests.hub.text import text
 
 IDS = torch.stack(sequences((9, 9)))
 API = HfApi()
@@ -142,6 +143,6 @@ if __name__ == "__main__":
     names = list_architectures()
     found = {check.__name__: {name: check(name) for name in names} for check in (whole, sharded)}
     found |= {
-        check.__name__: check() for check in (reshaped, generation_config, tokenizer, revisions, private, refused)
+        check.__name__: check() for check in (reshaped, generation_config, tokenizer, revisions, private, refused, text)
     }
     print(json.dumps(found))

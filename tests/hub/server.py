@@ -340,8 +340,10 @@ class Handler(BaseHTTPRequestHandler):
         if folder and not inside:
             raise Refused(404, f"{folder} does not exist on {revision}", "EntryNotFound")
         recursive = self.query.get("recursive", ["false"])[0].lower() == "true"
+        folders = {prefix + path[len(prefix) :].split("/")[0] for path in inside if "/" in path[len(prefix) :]}
         listed = [file.entry(path) for path, file in inside.items() if recursive or "/" not in path[len(prefix) :]]
-        self.send(listed)
+        oid = hashlib.sha1(commit.sha.encode()).hexdigest()
+        self.send([{"type": "directory", "path": path, "size": 0, "oid": oid} for path in sorted(folders)] + listed)
 
     @route("POST", f"{MODEL}/paths-info/{REVISION}")
     def paths_info(self, name: str, revision: str) -> None:

@@ -76,6 +76,27 @@ def test_generation_settings_come_back(found: dict[str, Any]) -> None:
     assert found["generation_config"] == expected
 
 
+def test_text_is_read_from_the_hub_in_both_ways(found: dict[str, Any]) -> None:
+    assert [found["text"][what] for what in ("at hand", "streamed", "tokenizer")] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("column", "did you mean story? choose from story, number"),
+        ("column of a stream", "did you mean story? choose from story, number"),
+        ("no text", "holds int64, not text"),
+        ("split", "['train']"),
+        ("config", "['short']"),
+        ("id", "No dataset 'alice/nothing' on the Hub that you can read: check the id"),
+        ("id of a stream", "No dataset 'alice/nothing' on the Hub that you can read: check the id"),
+        ("revision", "Revision 'nowhere' doesn't exist"),
+    ],
+)
+def test_text_that_is_not_on_the_hub(found: dict[str, Any], missing: str, message: str) -> None:
+    assert message in found["text"][missing]
+
+
 def test_a_tokenizer_comes_back_and_the_rest_of_a_run_stays_at_home(found: dict[str, Any]) -> None:
     assert found["tokenizer"]["ids"] == [2, 3, 1]
     assert "tokenizer.json" in found["tokenizer"]["files"]

@@ -56,9 +56,11 @@ class KneserNey:
         """Count the n-grams of rows (b, t); none crosses a document or a row.
 
         Raises:
-            TextError: a vocabulary too large for 64 bits, or nothing to count.
+            TextError: a vocabulary too large for 64 bits or too small for the ids, or nothing to count.
         """
         require(vocab_size**ORDER < 2**63, f"vocab_size={vocab_size}: a 3-gram has room for {2**21} tokens")
+        most = int(input_ids.max(initial=0))
+        require(most < vocab_size, f"vocab_size={vocab_size}: the rows hold the id {most}; give len(tokenizer)")
         bigrams = _unique(_grams(input_ids, position_ids, 2, vocab_size))
         trigrams = _unique(_grams(input_ids, position_ids, 3, vocab_size))
         require(len(bigrams[0]) > 0, "The rows hold no document of two tokens or more.")

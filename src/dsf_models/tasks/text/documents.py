@@ -128,6 +128,7 @@ def find_files(paths: Paths) -> list[Path]:
 
 def read_documents(files: list[str], column: str, separator: str | None) -> Iterator[dict[str, str]]:
     """The documents of files, in order."""
+    unreadable = OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid
     for file in map(Path, files):
         read = _reader(file)
         count = 0
@@ -136,7 +137,7 @@ def read_documents(files: list[str], column: str, separator: str | None) -> Iter
                 if text and not text.isspace():
                     count += 1
                     yield {"text": text}
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        except unreadable as error:  # a local name: modules may be gone when an open stream is closed at exit
             raise TextError(f"{file} cannot be read as {_suffix(file)} (text in UTF-8): {error}") from error
         require(count > 0, f"{file} holds no text: remove it from the paths.")
 

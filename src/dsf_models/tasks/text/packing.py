@@ -109,9 +109,9 @@ def require_block_size(block_size: int) -> None:
     )
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tokens:
-    """The tokens of documents, one behind the other."""
-    encoded = [ids for ids in encode(tokenizer, [text for text in texts if text]) if ids]
+def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | None]) -> Tokens:
+    """The tokens of documents, one behind the other; of those without text (empty, white space, null), none."""
+    encoded = encode(tokenizer, [text for text in texts if text and not text.isspace()])
     lengths = [len(ids) for ids in encoded]
     starts = np.zeros(sum(lengths), np.bool_)
     starts[np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64)] = True

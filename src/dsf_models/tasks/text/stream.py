@@ -99,6 +99,10 @@ class PackedStream:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="packed-stream")
         self._begin(Place(), number=0, row=0)
 
+    def _begin(self, start: Place, number: int, row: int) -> None:
+        self._start, self._number, self._row = start, number, row
+        self._window: _Window | None = None
+
     @property
     def epoch(self) -> int:
         """Passes through the documents that were completed when the current window was begun."""
@@ -151,23 +155,20 @@ class PackedStream:
             "The documents are no longer those that the stream was saved with: restore them, or start a new run.",
         )
 
-    def _begin(self, start: Place, number: int, row: int) -> None:
-        self._reader = _Reader(self._documents, self._tokenizer, start)
-        self._number, self._row = number, row
-        self._window: _Window | None = None
-        self._following = self._read(number)
-
     def _current(self) -> _Window:
         if self._window is None:
-            self._window = self._following.result()
+            self._window = self._thread.submit(self._read, self._number, self._start).result()
             self._read_ahead()
         return self._window
 
     def _read_ahead(self) -> None:
-        self._following = self._read(self._number + 1)
+        self._following: Future[_Window] = self._thread.submit(self._read, self._number + 1)
 
-    def _read(self, number: int) -> "Future[_Window]":
-        return self._thread.submit(_read_window, self._reader, self._settings, number)
+    def _read(self, number: int, start: Place | None = None) -> _Window:
+        """Read the next window, or the one at a place; the thread alone touches reader and tokenizer."""
+        if start is not None:
+            self._reader = _Reader(self._documents, self._tokenizer, start)
+        return _read_window(self._reader, self._settings, number)
 
 
 class _Reader:
@@ -205,12 +206,12 @@ class _Reader:
             require(self._found_text, "The documents hold no text for this process: give at least one to each process.")
             self._open(self._epoch + 1, None)
 
-    def _next_texts(self) -> list[str]:
-        texts: list[str] = []
+    def _next_texts(self) -> list[str | None]:
+        texts: list[str | None] = []
         characters = 0
         for example in self._iterator:
-            texts.append(example["text"] or "")
-            characters += len(texts[-1])
+            texts.append(example["text"])
+            characters += len(texts[-1] or "")
             if characters >= _BATCH_CHARACTERS:
                 break
         self._state = self._stream.state_dict()

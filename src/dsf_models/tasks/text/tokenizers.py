@@ -111,8 +111,10 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each document with the end-of-text token behind them; of a document without text, none."""
+    """The ids of each document, with the end-of-text token behind them."""
     end = end_of_text_id(tokenizer)
+    if not texts:
+        return []  # tokenizers stumble over an empty batch
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,
@@ -121,7 +123,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
         return_token_type_ids=False,
         verbose=False,
     ).input_ids
-    return [[*ids, end] if ids else [] for ids in encoded]
+    return [[*ids, end] for ids in encoded]
 
 
 def _byte_level(model: models.Model, words: bool) -> PreTrainedTokenizerFast:

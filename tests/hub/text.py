@@ -1,10 +1,5 @@
-"""Reads data sets and tokenizers of the Hub at HF_ENDPOINT in a process of its own, and prints what it found.
+"""Pushes a data set and a tokenizer to the Hub at HF_ENDPOINT, reads them, and asks for what is not there."""
 
-A separate process, because huggingface_hub reads its environment when it is imported. test_documents.py reads the JSON
-on the last line of standard output.
-"""
-
-import json
 from collections.abc import Callable
 
 from datasets import Dataset, disable_progress_bars
@@ -16,20 +11,22 @@ TEXTS = [f"Story {number} of a fox and its {number} cubs." for number in range(7
 
 
 def refusal(read: Callable[[], object]) -> str:
+    """What the error says."""
     try:
         return f"no error, but {read()}"
     except TextError as error:
         return str(error)
 
 
-def main() -> None:
+def text() -> dict[str, bool | str]:
+    """Whether what was read is what was pushed, and what is said of what is not there."""
     disable_progress_bars()
     table = {"story": TEXTS, "number": list(range(len(TEXTS)))}
     Dataset.from_dict(table).push_to_hub(NAME, config_name="short", split="train")
     tokenizer = train_tokenizer(TEXTS, 270)
     tokenizer.push_to_hub("alice/tokenizer")
     read = {streaming: hub_documents(NAME, column="story", streaming=streaming) for streaming in (False, True)}
-    found = {
+    return {
         "at hand": list(read[False]["text"]) == TEXTS and read[False].column_names == ["text"],
         "streamed": [dict(example) for example in read[True]] == [{"text": text} for text in TEXTS],
         "tokenizer": encode(load_tokenizer("alice/tokenizer"), TEXTS) == encode(tokenizer, TEXTS),
@@ -42,8 +39,3 @@ def main() -> None:
         "id of a stream": refusal(lambda: hub_documents("alice/nothing", streaming=True)),
         "revision": refusal(lambda: hub_documents(NAME, revision="nowhere")),
     }
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
