@@ -201,6 +201,12 @@ def test_misspelt_names_offer_the_closest(checkpoints: dict[str, Path], tmp_path
     assert "num_examples is 0: use at least 1" in refused(out, model, num_examples=0)
 
 
+def test_a_task_of_real_numbers_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    message = refused(tmp_path / "out", checkpoints["llama"], suite="smooth_regression")
+    assert "--suite smooth_regression is refused" in message
+    assert "real numbers" in message
+
+
 def test_a_task_must_be_named_or_recorded(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     assert "--suite is missing" in refused(tmp_path / "out", checkpoints["llama"])
     copy = shutil.copytree(checkpoints["ssd"], tmp_path / "copy")

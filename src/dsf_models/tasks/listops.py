@@ -12,7 +12,6 @@ Letters: b rows, t positions, n nodes of all rows together, w words of a row, z 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from math import comb
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -145,16 +144,14 @@ class ListOps(SyntheticTask):
         """Words (b, w) and level ends (b, depth) of the first tree of each row's endless stream that fits."""
         words = np.empty((len(rng.rows), self.max_size), np.uint32)
         ends = np.empty((len(rng.rows), self.max_depth), np.int64)
-        missing = np.arange(len(rng.rows))
-        for attempt in count():
+        missing, attempt = np.arange(len(rng.rows)), 0
+        while missing.size:
             drawn = node_words(rng.take(missing), f"tree {attempt}", self.max_size)
             found, size = level_ends(drawn, self.max_depth, self.max_args)
             fits = (self.min_size <= size) & (size <= self.max_size)
             words[missing[fits]], ends[missing[fits]] = drawn[fits], found[fits]
-            missing = missing[~fits]
-            if not missing.size:
-                return words, ends
-        raise AssertionError
+            missing, attempt = missing[~fits], attempt + 1
+        return words, ends
 
 
 # ---- trees ----------------------------------------------------------------------------------------------------------
