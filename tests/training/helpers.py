@@ -43,8 +43,11 @@ TINY = {
 
 
 def arguments(output_dir: Path, **changes: Any) -> list[str]:
-    """Command line of a tiny run; the names of `changes` have `__` for the dot of a key."""
-    settings = TINY | {"run.output_dir": output_dir} | {name.replace("__", "."): v for name, v in changes.items()}
+    """Command line of a tiny run; the names of `changes` have `__` for the dot of a key, and text replaces the task."""
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    settings = TINY | {"run.output_dir": output_dir} | changed
+    if any(name.startswith("text.") for name in changed):
+        settings = {name: value for name, value in settings.items() if not name.startswith("task.")}
     words = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
     return [word for name, value in words.items() for word in (f"--{name}", value)]
 
@@ -77,6 +80,7 @@ def command(launcher: Sequence[str], output_dir: Path, **changes: Any) -> subpro
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
