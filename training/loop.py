@@ -25,6 +25,7 @@ from training.data import Batch, Delivery, Prefetched, RunData, to_device
 from training.interruption import EXIT_STATUS, Interruption
 from training.metrics import MetricsLog, score_split
 from training.publish import publish
+from training.result import write_result
 from training.score import Score
 from training.speed import Speed
 
@@ -249,6 +250,7 @@ def test(run: Run) -> None:
     record(run, "test", {**run.data.report(score), "selected_step": run.progress.best_step})
     announce(run, "test", score)
     if run.accelerator.is_main_process:
+        write_result(run.folder, selected, run.config, run.data, run.progress, score)
         publish(run.folder / "final", selected, run.config, run.data, run.progress, score)
     run.accelerator.wait_for_everyone()
     run.accelerator.print(f"The model of step {run.progress.best_step} is in {run.folder / 'final'}.")

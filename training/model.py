@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import dsf_models
 from dsf_models.hub.usage import UsageError, closest
-from training.data import RunData
+from training.data import RunData, to_device
 
 _SET_BY_DATA = ("vocab_size", "label_alignment", "pad_token_id", "eos_token_id")
 
@@ -50,8 +50,11 @@ def check_model_runs(model: PreTrainedModel, data: RunData) -> None:
         UsageError: with the model's own complaint.
     """
     model.eval()
+    batch = to_device(data.validation.rows(np.zeros(1, int)), model.device)
+    # On the meta device there are shapes alone: which positions are pads or labelled is not to be known.
+    inputs = {"input_ids": batch["input_ids"]} if model.device.type == "meta" else batch
     try:
-        model(**data.validation.rows(np.zeros(1, int)), use_cache=False)
+        model(**inputs, use_cache=False)
     except ValueError as error:
         raise UsageError(f"The section `model` does not fit {data.name}: {error}") from error
     model.train()

@@ -4,6 +4,7 @@ config.yaml         the resolved configuration
 environment.json    versions, commit, hardware and threads of every launch
 metrics.jsonl       every recorded number
 checkpoints/        what a resumed run starts from, and the selected weights
+result.json         what the run was and what it reached
 final/              the model to use and publish
 """
 

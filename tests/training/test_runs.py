@@ -34,7 +34,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_records_what_it_was(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "final", "tracker"}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "result.json"}
+    assert names == files | {"checkpoints", "final", "tracker"}
     assert yaml.safe_load((finished / "config.yaml").read_text())["training"]["batch_size"] == 8
     launches = json.loads((finished / "environment.json").read_text())["launches"]
     assert [launch["num_processes"] for launch in launches] == [1]

@@ -111,7 +111,8 @@ class LearnedPositions(nn.Embedding):
             ValueError: a position lies beyond the table (checked eagerly only).
         """
         if not torch.compiler.is_compiling() and position_ids.numel():
-            longest = int(position_ids.max()) + 1
+            # Positions without data (on the meta device) can only be counted.
+            longest = position_ids.shape[-1] if position_ids.is_meta else int(position_ids.max()) + 1
             if longest > self.num_embeddings:
                 raise ValueError(
                     f"the sequence holds {longest} tokens, but max_position_embeddings={self.num_embeddings}: "
