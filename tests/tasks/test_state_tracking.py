@@ -17,6 +17,11 @@ ANSWERS = {
     "cycle_navigation": lambda tokens: sum({5: 0, 6: 1, 7: -1}[token] for token in tokens) % 5,
 }
 GOLDEN = {
+    ("modular_arithmetic", ()): "11902f271f43e7751c865d74774442e1cfbfab8679a76459814a422c61eafd2b",
+    (
+        "modular_arithmetic",
+        (("every_position", True),),
+    ): "43181e7ebda0ed251dc6e851e6bb5f970fdff616bd1e84441aa490b4410f8079",
     ("parity", ()): "f6ac4853fd85c246e5f86ab00c1550c90df7dc7a90c682aa7eb78d2ccff6e93e",
     ("parity", (("every_position", True),)): "0b8a628ee94c3eb36bb37927a448da99805eaeef291b12e0c802011136b5c4a7",
     ("even_pairs", ()): "0e1fad1b3f3dab92d7f4dd08976a7c0c2ec36477bfe0ea60df477a83d5d42c1d",
@@ -59,6 +64,18 @@ def test_answers_are_those_of_the_definition(name, least, more, every, seed):
         scored = range(length) if every else [length - 1]
         expected = {t: ANSWERS[name](input_ids[: t + 1]) for t in scored}
         assert labels == [expected.get(t, IGNORE_INDEX) for t in range(least + more)]
+
+
+@given(least=st.integers(1, 9), more=st.integers(0, 9), every=st.booleans(), seed=st.integers(0, 2**64 - 1))
+def test_modular_arithmetic_is_that_of_python(least, more, every, seed):
+    sizes = {"min_symbols": least, "sequence_length": 2 * (least + more), "every_position": every}
+    columns = get_task("modular_arithmetic", **sizes).generate("train", seed, 0, 20)
+    for input_ids, labels in zip(columns["input_ids"].tolist(), columns["labels"].tolist(), strict=True):
+        text = "".join("01234+-*= "[token] for token in input_ids).strip()
+        assert text[0] == "="
+        scored = range(1, len(text), 2) if every else [len(text) - 1]
+        expected = {t: eval(text[1 : t + 1]) % 5 for t in scored}
+        assert labels == [expected.get(t, IGNORE_INDEX) for t in range(len(labels))]
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -21,12 +21,22 @@ from dsf_models.tasks.listops import ListOps
 from dsf_models.tasks.mqar import MQAR
 from dsf_models.tasks.pathfinder import Pathfinder
 from dsf_models.tasks.smooth_regression import SmoothRegression
-from dsf_models.tasks.state_tracking import CycleNavigation, EvenPairs, Parity, WordProblem
+from dsf_models.tasks.state_tracking import CycleNavigation, EvenPairs, ModularArithmetic, Parity, WordProblem
 
 TASKS = MappingProxyType(
     {
         task.name: task
-        for task in (ListOps, MQAR, Pathfinder, SmoothRegression, CycleNavigation, EvenPairs, Parity, WordProblem)
+        for task in (
+            ListOps,
+            MQAR,
+            Pathfinder,
+            SmoothRegression,
+            CycleNavigation,
+            EvenPairs,
+            ModularArithmetic,
+            Parity,
+            WordProblem,
+        )
     }
 )
 """Every task class by its name."""

@@ -1,4 +1,4 @@
-"""State tracking: parity, even pairs, cycle navigation and the word problem of a group.
+"""State tracking: parity, even pairs, cycle navigation, modular arithmetic, word problems.
 
 Every row is a word of symbols, each drawn i.i.d. uniformly, that drives a finite automaton; the answer is a function of
 the state it has reached. Pads stand at the right, where a causal model never reads them.
@@ -67,11 +67,15 @@ class StateTracking(SyntheticTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_symbols()
         self._require(
             1 <= self.min_symbols <= self._max_symbols, "min_symbols", f"give 1 to {self._max_symbols}, all that fit"
         )
         least = self._num_tokens + self._has_pads
         self._require(self.vocab_size >= least, "vocab_size", f"give at least {least}")
+
+    def _require_symbols(self) -> None:
+        """Raise ValueError where the sizes that make the symbols make no sense."""
 
     @property
     @abstractmethod
@@ -89,8 +93,8 @@ class StateTracking(SyntheticTask):
         """Token ids in use besides the pad."""
 
     def _tokens(self, symbols: Ints) -> Ints:
-        """The token of each symbol."""
-        return symbols
+        """The tokens of the symbols (b, n), without their rests: (b, n, 1..k)."""
+        return symbols[:, :, None]
 
     @property
     def _width(self) -> int:
@@ -154,7 +158,8 @@ class StateTracking(SyntheticTask):
         answers = self._answer[run_automaton(self._transition, symbols)]
         shape = (len(symbols), most, self._width)
         input_ids, labels = np.full(shape, self._rest), np.full(shape, IGNORE_INDEX)
-        input_ids[:, :, 0] = self._tokens(symbols)
+        tokens = self._tokens(symbols)
+        input_ids[:, :, : tokens.shape[2]] = tokens
         labels[:, :, -1][scored] = answers[scored]
         input_ids[position >= length] = self.vocab_size - 1
         return input_ids.reshape(len(symbols), -1), labels.reshape(len(symbols), -1)
@@ -230,7 +235,58 @@ class CycleNavigation(StateTracking):
         return {"answers": [0, 4], "stay": 5, "forward": 6, "back": 7, "pad": self.pad_token_id}
 
     def _tokens(self, symbols: Ints) -> Ints:
-        return symbols + 5
+        return symbols[:, :, None] + 5
+
+
+def _arithmetic() -> tuple[Ints, Ints]:
+    """The automaton of sums and products modulo 5: state 0, then 1 + 5 acc + term, for the value acc + term.
+
+    Symbol 5 i + d is the operator i of + - * with the digit d; the first one of a row is the digit alone.
+    """
+    operator, digit = np.divmod(np.arange(15), 5)
+    acc, term = (part[:, None] for part in np.divmod(np.arange(25), 5))
+    product = operator == 2
+    acc_after = np.where(product, acc, (acc + term) % 5)
+    term_after = np.where(product, term * digit, np.where(operator == 1, -digit, digit)) % 5
+    transition = np.vstack([1 + digit, 1 + 5 * acc_after + term_after])
+    return transition, np.append(0, ((acc + term) % 5).ravel())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModularArithmetic(StateTracking):
+    """Modular arithmetic: the value modulo 5 of digits joined by +, - and *, products first, without brackets.
+
+        = 3 + 4 * 2 - 1      answers 3, 2, 1, 0 at the digits
+
+    The trivial rule knows the last operator and digit.
+    """
+
+    name: ClassVar[str] = "modular_arithmetic"
+
+    vocab_size: int = 10
+    """Tokens 0..4 are digits and answers, 5, 6 and 7 are +, - and *, 8 begins a row, the last one is the pad."""
+    sequence_length: int = 40
+    """Most tokens of a row, even: two for each digit."""
+    min_symbols: int = 2
+    """Fewest digits of a row."""
+    every_position: bool = False
+    """Whether every prefix that ends in a digit is scored, or only the whole row."""
+
+    _transition: ClassVar[Ints] = _arithmetic()[0]
+    _answer: ClassVar[Ints] = _arithmetic()[1]
+    _num_tokens: ClassVar[int] = 9
+    _width: ClassVar[int] = 2
+
+    def _require_symbols(self) -> None:
+        self._require(self.sequence_length % 2 == 0, "sequence_length", "give 1 to 2**31 - 1, even: two tokens a digit")
+
+    def vocabulary(self) -> dict[str, Any]:
+        return {"digits": [0, 4], "answers": [0, 4], "+": 5, "-": 6, "*": 7, "begin": 8, "pad": self.pad_token_id}
+
+    def _tokens(self, symbols: Ints) -> Ints:
+        tokens = np.stack([5 + symbols // 5, symbols % 5], axis=2)
+        tokens[:, 0, 0] = 8
+        return tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,15 +317,14 @@ class WordProblem(StateTracking):
     tokens_per_element: int = 1
     """Each element is followed by this number less one of rests; the answer is scored at the last token."""
 
-    def __post_init__(self) -> None:
+    def _require_symbols(self) -> None:
         require_known(f"{self.name}.group", self.group, GROUPS)
         require_known(f"{self.name}.steps", self.steps, STEPS)
         known = self.steps == "all" or self.group in PERMUTATION_GROUPS
         self._require(known, "steps", f"{self.group} has no permutations here: give 'all', or a group of permutations")
         width = self.tokens_per_element
-        whole = isinstance(width, int) and 1 <= width <= self.sequence_length and self.sequence_length % width == 0
+        whole = 1 <= width <= self.sequence_length and self.sequence_length % width == 0
         self._require(whole, "tokens_per_element", f"give a divisor of sequence_length={self.sequence_length}")
-        super().__post_init__()
 
     @property
     def _transition(self) -> Ints:
@@ -300,7 +355,7 @@ class WordProblem(StateTracking):
         return self.tokens_per_element
 
     def _tokens(self, symbols: Ints) -> Ints:
-        return self._elements[symbols]
+        return self._elements[symbols][:, :, None]
 
     def vocabulary(self) -> dict[str, Any]:
         rest = self._rest if self.tokens_per_element > 1 else None
