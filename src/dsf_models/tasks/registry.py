@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dsf_models.errors import require, require_known, suggest
 from dsf_models.tasks.base import SPLITS, SyntheticTask, Task, require_integer
 from dsf_models.tasks.listops import ListOps
+from dsf_models.tasks.memorisation import Memorisation
 from dsf_models.tasks.mqar import MQAR
 from dsf_models.tasks.pathfinder import Pathfinder
 from dsf_models.tasks.smooth_regression import SmoothRegression
@@ -28,6 +29,7 @@ TASKS = MappingProxyType(
         task.name: task
         for task in (
             ListOps,
+            Memorisation,
             MQAR,
             Pathfinder,
             SmoothRegression,
