@@ -18,11 +18,29 @@ from numpy.typing import NDArray
 from dsf_models.errors import require, require_known, suggest
 from dsf_models.tasks.base import SPLITS, SyntheticTask, Task, require_integer
 from dsf_models.tasks.listops import ListOps
+from dsf_models.tasks.memorisation import Memorisation
 from dsf_models.tasks.mqar import MQAR
 from dsf_models.tasks.pathfinder import Pathfinder
 from dsf_models.tasks.smooth_regression import SmoothRegression
+from dsf_models.tasks.state_tracking import CycleNavigation, EvenPairs, ModularArithmetic, Parity, WordProblem
 
-TASKS = MappingProxyType({task.name: task for task in (ListOps, MQAR, Pathfinder, SmoothRegression)})
+TASKS = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            ListOps,
+            Memorisation,
+            MQAR,
+            Pathfinder,
+            SmoothRegression,
+            CycleNavigation,
+            EvenPairs,
+            ModularArithmetic,
+            Parity,
+            WordProblem,
+        )
+    }
+)
 """Every task class by its name."""
 
 
