@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dsf_models.tasks import IGNORE_INDEX, MQAR, get_task
 from dsf_models.tasks.laws import choice_law
-from dsf_models.tasks.mqar import FILLERS, slot_weights
+from dsf_models.tasks.queries import FILLERS, slot_weights
 
 GRID = [(64, 4), (128, 8), (256, 16), (512, 64), (1024, 256)]
 GOLDEN = {

@@ -111,12 +111,16 @@ class Task(ABC):
                 column[rows] = drawn
         return columns
 
+    def blocks(self, split: str, seed: int, start: int, stop: int) -> Iterator[Columns]:
+        """The examples of `generate`, a few at a time."""
+        for block in _blocks(stop - start, self._rows_per_block):
+            yield self.generate(split, seed, start + block.start, start + block.stop)
+
     def data_hash(self, split: str, seed: int, num_examples: int) -> str:
         """SHA-256 of the first `num_examples` examples, each its drawn columns (inputs, then labels), little-endian."""
         require_integer("num_examples", num_examples, 1)
         digest = sha256()
-        for block in _blocks(num_examples, self._rows_per_block):
-            columns = self.generate(split, seed, block.start, block.stop)
+        for columns in self.blocks(split, seed, 0, num_examples):
             rows = [_bytes_of_rows(columns[name]) for name in self._layout]
             digest.update(np.hstack(rows).tobytes())
         return digest.hexdigest()

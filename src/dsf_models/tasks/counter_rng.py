@@ -105,8 +105,8 @@ class RowRandom:
         """Exponential numbers of mean 1, float64 (b, draws)."""
         return negative_log(self.uniform(stream, draws))
 
-    def integers(self, stream: str, draws: int, bound: int) -> Ints:
-        """Integers floor(word * bound / 2^64) in 0..bound-1 for bound <= 2^32, int64 (b, draws).
+    def integers(self, stream: str, draws: int, bound: int | Ints) -> Ints:
+        """Integers floor(word * bound / 2^64) in 0..bound-1, int64 (b, draws); bound <= 2^32, or one a row (b, 1).
 
         Each value has probability 1/bound up to a relative error of bound / 2^64 (below 3e-10).
         """

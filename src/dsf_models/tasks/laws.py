@@ -4,6 +4,7 @@ Letters: n items, k draws, z points on a circle of the complex plane.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -43,31 +44,54 @@ def choice_law(weights: Floats, count: int) -> Floats:
     return (coefficients / radius ** np.arange(count)).T
 
 
+@cache
 def expected_largest_count(draws: int, bins: int) -> float:
     """Expected number of balls in the fullest bin after throwing `draws` balls into `bins` equally likely bins.
 
         E = sum over m >= 0 of Prob(max > m),   Prob(max <= m) = [x^draws] p_m(x)^bins / Poisson(draws; draws)
 
-    with p_m the Poisson(draws / bins) generating function cut after x^m.
+    with p_m the Poisson(draws / bins) generating function cut after x^m. The coefficient comes from values on the unit
+    circle: sixteen standard deviations of the sum around it are enough of them.
     """
-    rate = draws / bins
-    poisson = np.array([math.exp(m * math.log(rate) - rate - math.lgamma(m + 1)) for m in range(draws + 1)])
-    total = math.exp(draws * math.log(draws) - draws - math.lgamma(draws + 1))
-    expected = 0.0
-    for m in range(draws):
-        power = _truncated_power(poisson[: m + 1], bins, draws + 1)
-        more = 1 - power[draws] / total if len(power) > draws else 1.0
+    rate, points = draws / bins, 64 + 16 * math.isqrt(draws)
+    least = math.ceil(rate)  # the fullest bin holds at least the mean
+    masses = np.array([_poisson(m, rate) for m in range(least)])
+    half = np.arange(points // 2 + 1)  # the other half of the circle is the conjugate
+    turn = np.exp(-2j * np.pi / points * half)
+    weights = np.where((half == 0) | (2 * half == points), 1, 2) * np.exp(2j * np.pi / points * (half * draws % points))
+    weights /= points * _poisson(draws, draws)
+    values = np.fft.rfft(np.bincount(np.arange(least) % points, masses, points))
+    phase, expected = np.exp(-2j * np.pi / points * (half * least % points)), float(least)
+    for m in range(least, min(draws, least + 40 + 12 * math.isqrt(least))):  # no bin holds more than that
+        values += _poisson(m, rate) * phase
+        phase *= turn
+        counted = np.abs(values) > 1e-24 ** (1 / bins)
+        more = 1 - float((weights[counted] * values[counted] ** bins).real.sum())
         if more < 1e-12:
             break
         expected += more
     return expected
 
 
-def _truncated_power(polynomial: Floats, exponent: int, terms: int) -> Floats:
-    """The first `terms` coefficients of polynomial^exponent."""
-    power = np.ones(1)
-    while exponent:
-        if exponent & 1:
-            power = np.convolve(power, polynomial)[:terms]
-        polynomial, exponent = np.convolve(polynomial, polynomial)[:terms], exponent >> 1
-    return power
+def _poisson(m: int, rate: float) -> float:
+    """Probability of m under the Poisson law of this mean."""
+    return math.exp(m * math.log(rate) - rate - math.lgamma(m + 1))
+
+
+def expected_share(draws: int, bins: int) -> float:
+    """Accuracy of guessing one of `draws` balls, drawn at random, by the fullest of the bins: E[largest]/draws."""
+    return expected_largest_count(draws, bins) / draws
+
+
+def distinct_law(draws: int, bins: int) -> Floats:
+    """Probability that `draws` balls thrown into `bins` equally likely bins hit exactly d = 0..bins of them, (bins+1,).
+
+    P_{i+1}[d] = P_i[d] d / bins + P_i[d - 1] (bins - d + 1) / bins
+    """
+    hit = np.arange(bins + 1) / bins
+    law = np.zeros(bins + 1)
+    law[0] = 1
+    for _ in range(draws):
+        law[1:] = law[1:] * hit[1:] + law[:-1] * (1 - hit[:-1])
+        law[0] = 0
+    return law
