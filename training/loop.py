@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dsf_models.hub.usage import UsageError
 from dsf_models.tasks import IGNORE_INDEX
@@ -24,6 +24,7 @@ from training.config import TrainConfig
 from training.data import Batch, Delivery, Prefetched, RunData, to_device
 from training.interruption import EXIT_STATUS, Interruption
 from training.metrics import MetricsLog, score_split
+from training.model import answers_loss
 from training.publish import publish
 from training.result import write_result
 from training.score import Score
@@ -49,6 +50,11 @@ class Run:
     interruption: Interruption = field(default_factory=Interruption)
     warned: set[str] = field(default_factory=set)
     """What was already warned of."""
+
+    @property
+    def model_config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        return self.plain_model.config
 
     @property
     def checkpoints(self) -> Path:
@@ -145,12 +151,7 @@ def training_step(run: Run, delivery: Delivery) -> tuple[dict[str, Tensor | floa
 def forward(run: Run, part: Batch, targets: Tensor, answers: Tensor) -> Tensor:
     """Return the loss of one part of a batch: the sum over its answers, over the answers of the whole batch."""
     inputs = to_device({name: part[name] for name in part if name != "labels"}, run.accelerator.device)
-    targets = targets.to(run.accelerator.device)
-    # Where few positions are scored, the logits of the others are not computed.
-    kept = targets != IGNORE_INDEX if run.data.label_alignment == "same" else 0
-    return run.model(
-        **inputs, shift_labels=targets, logits_to_keep=kept, num_items_in_batch=answers, use_cache=False
-    ).loss
+    return answers_loss(run.model, run.model_config, inputs, targets.to(run.accelerator.device), answers)
 
 
 def agree(run: Run, answers: int) -> tuple[Tensor, bool]:
@@ -245,7 +246,7 @@ def test(run: Run) -> None:
             f"({run.config.optimizer.learning_rate}), or there was no room for them in {run.checkpoints}."
         )
     folder = best_folder(run.checkpoints, run.progress.best_step)
-    selected = AutoModelForCausalLM.from_pretrained(folder).to(run.accelerator.device)
+    selected = type(run.plain_model).from_pretrained(folder).to(run.accelerator.device)
     score = score_split(selected, run.data, "test", run.accelerator, run.config.training.eval_batch_size)
     record(run, "test", {**run.data.report(score), "selected_step": run.progress.best_step})
     announce(run, "test", score)

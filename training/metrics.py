@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from dsf_models.hub.files import write_text
 from dsf_models.tasks import IGNORE_INDEX
 from training.data import RunData, evaluation_batches, to_device
+from training.model import answers_logits
 from training.score import Score
 
 
@@ -24,7 +25,7 @@ def score_split(model: nn.Module, data: RunData, split: str, accelerator: Accele
     """Score a model on a split, shared out over the processes, with the same result on every one of them.
 
     Args:
-        model: takes input_ids and what else a batch holds.
+        model: made by `build_model`, not wrapped.
         data: has the split.
         split: "validation" or "test".
         accelerator: says which examples are this process's.
@@ -42,7 +43,7 @@ def score_split(model: nn.Module, data: RunData, split: str, accelerator: Accele
         inputs = to_device({name: batch[name] for name in batch if name != "labels"}, accelerator.device)
         scored = targets != IGNORE_INDEX
         with accelerator.autocast():
-            logits = model(**inputs, use_cache=False, logits_to_keep=scored).logits
+            logits = answers_logits(model, model.config, inputs, scored)
         sums += _sums(logits, targets, scored, counted)
     model.train(was_training)
     loss, right, answers, right_rows, num_rows = np.sum(gather_object([sums]), axis=0).tolist()

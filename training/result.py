@@ -55,8 +55,8 @@ def run_result(
         environment: as `environment_facts` gives it.
 
     Returns:
-        Configuration, sizes of the model (state bytes for one row), scores beside the baselines, hash of the
-        test split, seeds, costs, and the environment.
+        Configuration, sizes of the model (state bytes for one row; None where it looks ahead), scores beside the
+        baselines, hash of the test split, seeds, costs, and the environment.
     """
     facts = data_facts(data, config, score)
     measured = facts["metrics"][0]
@@ -65,7 +65,7 @@ def run_result(
         "data": {"name": facts["task"], "sizes": dict(facts["task_sizes"]), "test_hash": facts["data_hash"]},
         "seeds": {"run": config.run.seed, "data": facts["data_seed"]},
         "parameters": model.num_parameters(),
-        "state_bytes": state_bytes(model.config, data.sequence_length),
+        "state_bytes": None if model.config.looks_ahead else state_bytes(model.config, data.sequence_length),
         "best_step": progress.best_step,
         "steps": progress.step,
         "examples_seen": progress.step * config.training.batch_size,

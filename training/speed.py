@@ -37,11 +37,11 @@ class Speed:
     tokens_per_step: int
     """Tokens of one optimiser step, over all processes."""
 
-    flops_per_token: float
-    """Operations of training, per token."""
+    flops_per_token: float | None
+    """Operations of training, per token, or None where they are not known."""
 
     peak: float | None
-    """Operations per second of all devices together, or None where that is not known."""
+    """Operations per second of all devices together, or None where no share of them can be told."""
 
     steps: int = 0
     """Steps since the last report."""

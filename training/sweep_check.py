@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,19 @@ from training.config import TrainConfig, config_to_dict
 from training.data import Share, load_task_data
 from training.model import build_model, check_model_runs
 from training.sweep_plan import PlannedRun
+
+_SOME_VOCABULARY = 50_257
+"""Tokens of a tokenizer that is not looked at."""
+
+
+@dataclass(frozen=True)
+class _TextShape:
+    """What text decides of a model, as far as its section says it."""
+
+    vocab_size: int
+    label_alignment: str = "next"
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
@@ -22,7 +35,7 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
     checked = set()
     for run in runs:
         sections = config_to_dict(run.config)
-        data = sections["task"] or sections["text"]
+        data = sections["task"] if "task" in sections else sections["text"]
         data.pop("seed")
         key = json.dumps([sections["model"], data, run.config.training.batch_size])
         if key in checked:
@@ -39,14 +52,16 @@ def check_run(config: TrainConfig) -> None:
 
     Text is not read: the run finds out about it.
     """
-    if config.task is None:
-        return
-    training = config.training
-    few = replace(config.task, train_examples=training.batch_size, validation_examples=1, test_examples=1)
-    data = load_task_data(few)
-    parts, seed = training.gradient_accumulation_steps, config.run.seed
-    share = Share(batch_size=training.batch_size, parts=parts, process=0, num_processes=1, seed=seed)
-    next(iter(data.train.deliveries(0, share, {})))
+    if config.text is not None:
+        decided = _TextShape(config.text.vocab_size or _SOME_VOCABULARY)
+        batch = {"input_ids": torch.zeros(1, config.text.block_size, dtype=torch.long)}
+        name = config.text.name
+    else:
+        few = replace(config.task, train_examples=config.training.batch_size, validation_examples=1, test_examples=1)
+        decided = load_task_data(few)
+        parts, seed = config.training.gradient_accumulation_steps, config.run.seed
+        share = Share(batch_size=config.training.batch_size, parts=parts, process=0, num_processes=1, seed=seed)
+        batch, name = next(iter(decided.train.deliveries(0, share, {}))).parts[0], decided.name
     with torch.device("meta"):
-        model = build_model(config.model, data)
-    check_model_runs(model, data)
+        model = build_model(config.model, decided)
+    check_model_runs(model, batch, name)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -70,7 +71,7 @@ def main(config: TrainConfig) -> None:
         torch.set_num_threads(config.run.threads)
     set_seed(config.run.seed)
     model = build_model(config.model, data)
-    check_model_runs(model, data)
+    check_model_runs(model, data.validation.rows(np.zeros(1, int)), data.name)
 
     run = start(config, accelerator, model, data, progress)
     if checkpoint is not None:
@@ -126,12 +127,13 @@ def share_of(run: Run) -> Share:
 def build_speed(config: TrainConfig, accelerator: Accelerator, model: PreTrainedModel, length: int) -> Speed:
     """A meter of the run's speed, for rows of `length` tokens."""
     training = config.training
+    two_sided = model.config.looks_ahead  # whose operations are not counted
     peak = training.peak_flops or known_peak(accelerator.device, training.mixed_precision)
     return Speed(
         device=accelerator.device,
         tokens_per_step=training.batch_size * length,
-        flops_per_token=training_flops(model.config, length).total / length,
-        peak=None if peak is None else peak * accelerator.num_processes,
+        flops_per_token=None if two_sided else training_flops(model.config, length).total / length,
+        peak=None if peak is None or two_sided else peak * accelerator.num_processes,
     )
 
 

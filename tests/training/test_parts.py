@@ -194,6 +194,8 @@ def test_a_schedule_without_warmup_starts_at_the_highest_rate() -> None:
 class Echo(nn.Module):
     """A model that answers each position with its own input plus one."""
 
+    config = SimpleNamespace(looks_ahead=False)
+
     def forward(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=nn.functional.one_hot(input_ids[logits_to_keep] + 1, 10).float())
 

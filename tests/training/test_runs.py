@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 import training.loop as loop
 from dsf_models.analysis import training_flops
@@ -299,21 +299,35 @@ def test_the_share_of_a_known_peak_is_recorded(tmp_path: Path) -> None:
     assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
 
 
-@pytest.mark.parametrize("switch", ["activation_checkpointing", "compile"])
-def test_a_switch_that_saves_memory_or_time_changes_no_result(
-    tmp_path: Path, switch: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compile_module, compiled = torch.nn.Module.compile, []
-
-    def compile_eagerly(model: torch.nn.Module) -> None:
-        compiled.append(model)
-        compile_module(model, backend="eager")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+def test_activation_checkpointing_changes_no_result(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", training__max_steps=2)
-    switched = train(tmp_path / "switched", training__max_steps=2, **{f"training__{switch}": True})
+    switched = train(tmp_path / "switched", training__max_steps=2, training__activation_checkpointing=True)
     assert_same_weights(plain, switched)
-    assert len(compiled) == (switch == "compile")
+
+
+def test_compile_compiles_the_model_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    train(tmp_path / "run", training__max_steps=2, training__compile=True)
+    assert compiled == ["SSDForCausalLM"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", training__max_steps=2)
+    compiled = train(tmp_path / "compiled", training__max_steps=2, training__compile=True)
+    for name, weight in final_weights(plain).items():
+        torch.testing.assert_close(final_weights(compiled)[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_looks_ahead_is_trained_as_a_classifier_of_tokens(tmp_path: Path) -> None:
+    two_sided = {"model__architecture": "s4d", "model__bidirectional": True, "model__num_heads": 1}
+    run = train(tmp_path / "run", optimizer__learning_rate=0.03, training__max_steps=40, **two_sided)
+    first, *_, last = metrics(run, "validation")
+    assert last["loss"] < first["loss"]
+    model = AutoModelForTokenClassification.from_pretrained(run / "final")
+    assert model.config.num_labels == 16
+    assert "AutoModelForTokenClassification" in (run / "final" / "README.md").read_text()
 
 
 # ---- output folders -------------------------------------------------------------------------------------------------

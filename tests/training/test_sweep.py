@@ -295,6 +295,7 @@ def test_the_runs_of_a_killed_sweep_keep_its_folder_until_they_end(tmp_path: Pat
 LONG = {"training.max_steps": 200, "training.checkpoint_every": 20, "training.log_every": 20, "training.eval_every": 20}
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_to_the_end_of_an_uninterrupted_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_streams_and_text_at_hand_are_scored_on_the_same_rows(tmp_path: Path) ->
         ({"text__tokenizer": "nobody/nothing"}, r"No tokenizer in 'nobody/nothing'"),
         ({"text__block_size": 10**6}, r"do not fill one row"),
         ({"model__vocab_size": 7}, "but the data decide it"),
+        ({"model__architecture": "s4d", "model__num_heads": 1, "model__bidirectional": "true"}, "sees the next token"),
         ({"text__streaming": "true", "text__evaluation_rows": 1000}, r"text\.evaluation_rows is 1000.*smaller"),
     ],
 )

@@ -133,7 +133,7 @@ class CardFacts:
     """Number of trainable parameters."""
 
     state_bytes: Mapping[int, int]
-    """Bytes that the cache holds for one sequence, by the number of tokens seen."""
+    """Bytes that the cache holds for one sequence, by the number of tokens seen; empty for a model that looks ahead."""
 
     head: str = "causal_lm"
     """What stands on the backbone: a key of `HEADS`."""
@@ -311,14 +311,17 @@ def _summary(facts: CardFacts) -> str:
         "It is written in the Dynamical Systems Framework, in which a sequence mixer "
         "is the linear system h_i = Λ_i h_{i-1} + B_i u_i, y_i = C_i h_i + D_i u_i, and an architecture is a choice "
         f"of (Λ, B, C, D). Here:\n\n* Λ_i = {facts.transition}\n* B_i = {facts.input_matrix}\n"
-        f"* C_i = {facts.output_matrix}\n\nState bytes per sequence: {_state(facts.state_bytes)}."
+        f"* C_i = {facts.output_matrix}\n\n{_state(facts.state_bytes)}"
     )
 
 
 def _state(sizes: Mapping[int, int]) -> str:
+    if not sizes:
+        return "Outputs depend on later tokens too, so that there is no state to go on from."
     if len(set(sizes.values())) == 1:
-        return f"{next(iter(sizes.values())):,}, however long it is"
-    return ", ".join(f"{size:,} after {length:,} tokens" for length, size in sizes.items())
+        return f"State bytes per sequence: {next(iter(sizes.values())):,}, however long it is."
+    found = ", ".join(f"{size:,} after {length:,} tokens" for length, size in sizes.items())
+    return f"State bytes per sequence: {found}."
 
 
 def _results(metrics: Sequence[Metric]) -> str:
