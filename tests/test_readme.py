@@ -90,6 +90,11 @@ def test_the_page_of_architectures_is_that_of_the_docstrings() -> None:
     assert (ROOT / "docs" / "architectures.md").read_text() == page, "run scripts/tables.py"
 
 
+def test_the_page_of_tasks_is_that_of_the_registry() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "tables.py"))["tasks_page"]()
+    assert (ROOT / "docs" / "tasks.md").read_text() == page, "run scripts/tables.py"
+
+
 def test_the_table_of_features_is_that_of_the_tests_results() -> None:
     tables = runpy.run_path(str(ROOT / "scripts" / "tables.py"))
     readme = (ROOT / "README.md").read_text()

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from dsf_models import list_architectures
+from dsf_models.analysis import count_parameters
 from dsf_models.hub.task_record import TaskRecord
 from dsf_models.hub.usage import UsageError
 from evaluation.state import state_bytes
@@ -436,3 +438,13 @@ def test_ray_runs_the_same_sweep(tmp_path: Path) -> None:
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert "2 finished, 0 failed, 0 left of 2 runs." in printed
+
+
+@pytest.mark.parametrize("size", ["130m", "370m"])
+def test_recipes_of_all_architectures_have_the_same_number_of_parameters(size: str) -> None:
+    runs = plan(parse_sweep(["--config", str(ROOT / "configs" / "language_modeling" / f"{size}_all.yaml")])[0])
+    assert {run.config.model["architecture"] for run in runs} == set(list_architectures())
+    for run in runs:
+        fields = {name: value for name, value in run.config.model.items() if name != "architecture"}
+        config = AutoConfig.for_model(f"dsf_{run.config.model['architecture']}", vocab_size=50257, **fields)
+        assert count_parameters(config).total == pytest.approx(1e6 * int(size.removesuffix("m")), rel=0.005)

@@ -1,4 +1,4 @@
-"""The fields of a configuration with their defaults and meanings, read from the classes that declare them."""
+"""The fields of a configuration or a task, with defaults and meanings, read from the classes that declare them."""
 
 import ast
 import inspect
@@ -13,13 +13,13 @@ __all__ = ["ConfigField", "config_fields"]
 
 @dataclass(frozen=True)
 class ConfigField:
-    """One field of a configuration."""
+    """One field of a configuration or a task."""
 
     name: str
     default: Any
     description: str
     """The docstring below the field, in one line."""
-    owner: type[DSFConfig]
+    owner: type
     """The most special class that declares it."""
 
     @property
@@ -33,22 +33,26 @@ class ConfigField:
         return f'"{self.default}"' if isinstance(self.default, str) else repr(self.default)
 
 
-def config_fields(config_class: type[DSFConfig]) -> list[ConfigField]:
-    """Return the project's own fields of a configuration class, the shared ones first.
+def config_fields(config_class: type, root: type = DSFConfig) -> list[ConfigField]:
+    """Return the project's own fields of a dataclass, the shared ones first.
 
     A field that a subclass declares again is the subclass's own; where that says nothing about it, its meaning is as
     before.
+
+    Args:
+        config_class: a configuration class, or that of a task.
+        root: the base class whose fields are the first ones.
     """
-    found: dict[str, tuple[str, type[DSFConfig]]] = {}
+    found: dict[str, tuple[str, type]] = {}
     for base in reversed(config_class.__mro__):
-        if issubclass(base, DSFConfig):
+        if issubclass(base, root):
             for name, text in _declared(base).items():
                 found[name] = (text or found.get(name, ("", base))[0], base)
     defaults = config_class.__dataclass_fields__
     return [ConfigField(name, defaults[name].default, text, owner) for name, (text, owner) in found.items()]
 
 
-def _declared(config_class: type[DSFConfig]) -> dict[str, str]:
+def _declared(config_class: type) -> dict[str, str]:
     """Return the fields that a class declares itself, with the docstrings below them."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
     found: dict[str, str] = {}
