@@ -26,6 +26,7 @@ from dsf_models.tasks.state_tracking import StateTracking
 MODULUS = 5
 PLUS, MINUS, TIMES, OPEN, CLOSE = range(MODULUS, MODULUS + 5)
 _LONGEST = 2048  # the counts of longer expressions leave the range of float64
+_TOKENS_PER_BLOCK = 2**17  # a loop over positions wants many rows at once, which stay in the processor's cache
 _PER_SYMBOL = 0.25  # factor that keeps them in it, and a power of two: it rounds nothing
 
 
@@ -109,6 +110,10 @@ class ModularArithmeticBrackets(StateTracking):
         scored = read <= length if self.every_position else read == length
         labels = np.where(scored, prefix_values(symbols, self.max_depth), IGNORE_INDEX)
         return np.where(read <= length, symbols, self.vocab_size - 1), labels
+
+    @property
+    def _rows_per_block(self) -> int:
+        return max(1, _TOKENS_PER_BLOCK // self.sequence_length)
 
     @property
     def _lengths(self) -> Ints:
