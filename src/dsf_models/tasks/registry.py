@@ -24,6 +24,7 @@ from dsf_models.tasks.induction_heads import InductionHeads
 from dsf_models.tasks.input_copying import InputCopying
 from dsf_models.tasks.listops import ListOps
 from dsf_models.tasks.memorisation import Memorisation
+from dsf_models.tasks.modular_arithmetic_brackets import ModularArithmeticBrackets
 from dsf_models.tasks.mqar import MQAR
 from dsf_models.tasks.mqar_update import MQARUpdate
 from dsf_models.tasks.pathfinder import Pathfinder
@@ -43,6 +44,7 @@ TASKS = MappingProxyType(
             ListOps,
             Memorisation,
             ModularArithmetic,
+            ModularArithmeticBrackets,
             MQAR,
             MQARUpdate,
             Parity,

@@ -1,7 +1,8 @@
 """State tracking: parity, even pairs, cycle navigation, modular arithmetic, word problems.
 
-Every row is a word of symbols, each drawn i.i.d. uniformly, that drives a finite automaton; the answer is a function of
-the state it has reached. Pads stand at the right, where a causal model never reads them.
+Every row here is a word of symbols, each drawn i.i.d. uniformly, that drives a finite automaton; the answer is a
+function of the state it has reached. Pads stand at the right, where a causal model never reads them. Brackets need a
+stack: `modular_arithmetic_brackets`.
 
 Sources: R. Grazzi et al., "Unlocking state-tracking in linear RNNs through negative eigenvalues", arXiv:2411.12537;
 W. Merrill, J. Petty, A. Sabharwal, "The illusion of state in state-space models", arXiv:2404.08819.
@@ -54,10 +55,9 @@ def memoryless_accuracy(transition: Ints, answer: Ints, weights: list[float]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class StateTracking(SyntheticTask):
-    """A task whose answer is a function of the state of a finite automaton that has read the row.
+    """A task whose answer is a function of a state that every symbol of the row changes.
 
-    A row has n symbols, n uniform in min_symbols..max; the symbols are i.i.d. uniform, so nothing is ambiguous. The
-    target of the output at a symbol is the answer after reading it.
+    Rows differ in length. The target of the output at a symbol is the answer after reading it.
     """
 
     min_symbols: int
@@ -79,6 +79,44 @@ class StateTracking(SyntheticTask):
 
     @property
     @abstractmethod
+    def _num_tokens(self) -> int:
+        """Token ids in use besides the pad."""
+
+    @property
+    def _max_symbols(self) -> int:
+        return self.sequence_length
+
+    @property
+    def _has_pads(self) -> bool:
+        return self.min_symbols < self._max_symbols
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The last token, at the right of shorter rows; None where all rows have one length."""
+        return self.vocab_size - 1 if self._has_pads else None
+
+    def groups(self, input_ids: Int32s, labels: Int32s) -> dict[str, Ints]:
+        """The number of positions up to each scored one, itself included ("length").
+
+        Args:
+            input_ids: (b, t).
+            labels: (b, t).
+
+        Returns:
+            "length": (n,).
+        """
+        return {"length": np.nonzero(labels != IGNORE_INDEX)[1] + 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Automaton(StateTracking):
+    """A task whose answer is a function of the state of a finite automaton that has read the row.
+
+    A row has n symbols, n uniform in min_symbols..max; the symbols are i.i.d. uniform, so nothing is ambiguous.
+    """
+
+    @property
+    @abstractmethod
     def _transition(self) -> Ints:
         """The automaton (s, x); it starts in state 0."""
 
@@ -86,11 +124,6 @@ class StateTracking(SyntheticTask):
     @abstractmethod
     def _answer(self) -> Ints:
         """The answer of each state, from 0: (s,)."""
-
-    @property
-    @abstractmethod
-    def _num_tokens(self) -> int:
-        """Token ids in use besides the pad."""
 
     def _tokens(self, symbols: Ints) -> Ints:
         """The tokens of the symbols (b, n), without their rests: (b, n, 1..k)."""
@@ -111,15 +144,6 @@ class StateTracking(SyntheticTask):
         return self.sequence_length // self._width
 
     @property
-    def _has_pads(self) -> bool:
-        return self.min_symbols < self._max_symbols
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The last token, at the right of shorter rows; None where all rows have one length."""
-        return self.vocab_size - 1 if self._has_pads else None
-
-    @property
     def chance(self) -> float:
         """Accuracy of a uniform guess among the answers."""
         return 1 / (int(self._answer.max()) + 1)
@@ -135,19 +159,7 @@ class StateTracking(SyntheticTask):
         reached = [1 - max(0, t + 1 - self.min_symbols) / lengths for t in range(self._max_symbols)]
         ends = [float(t + 1 >= self.min_symbols) / lengths for t in range(self._max_symbols)]
         weights = reached if self.every_position else ends
-        return round(memoryless_accuracy(self._transition, self._answer, weights), 6)
-
-    def groups(self, input_ids: Int32s, labels: Int32s) -> dict[str, Ints]:
-        """The number of positions up to each scored one, itself included ("length").
-
-        Args:
-            input_ids: (b, t).
-            labels: (b, t).
-
-        Returns:
-            "length": (n,).
-        """
-        return {"length": np.nonzero(labels != IGNORE_INDEX)[1] + 1}
+        return max(self.chance, round(memoryless_accuracy(self._transition, self._answer, weights), 6))
 
     def _rows(self, rng: RowRandom) -> tuple[Ints, Ints]:
         most = self._max_symbols
@@ -166,7 +178,7 @@ class StateTracking(SyntheticTask):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity(StateTracking):
+class Parity(Automaton):
     """Parity: whether the number of ones read is odd; tokens and answers are 0 and 1."""
 
     name: ClassVar[str] = "parity"
@@ -189,7 +201,7 @@ class Parity(StateTracking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvenPairs(StateTracking):
+class EvenPairs(Automaton):
     """Even pairs: 1 where the last symbol equals the first, that is, where 01 and 10 occur evenly often, else 0."""
 
     name: ClassVar[str] = "even_pairs"
@@ -213,7 +225,7 @@ class EvenPairs(StateTracking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CycleNavigation(StateTracking):
+class CycleNavigation(Automaton):
     """Cycle navigation: the place reached on a cycle of five from place 0 by steps of 0, +1 and -1."""
 
     name: ClassVar[str] = "cycle_navigation"
@@ -253,7 +265,7 @@ def _arithmetic() -> tuple[Ints, Ints]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModularArithmetic(StateTracking):
+class ModularArithmetic(Automaton):
     """Modular arithmetic: the value modulo 5 of digits joined by +, - and *, products first, without brackets.
 
         = 3 + 4 * 2 - 1      answers 3, 2, 1, 0 at the digits
@@ -290,7 +302,7 @@ class ModularArithmetic(StateTracking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordProblem(StateTracking):
+class WordProblem(Automaton):
     """The word problem of a group: after each element, the product of all elements read.
 
         answer_t = a_t a_{t-1} ... a_0     (left action: table[a_t, answer_{t-1}])
@@ -322,6 +334,8 @@ class WordProblem(StateTracking):
         require_known(f"{self.name}.steps", self.steps, STEPS)
         known = self.steps == "all" or self.group in PERMUTATION_GROUPS
         self._require(known, "steps", f"{self.group} has no permutations here: give 'all', or a group of permutations")
+        remedy = f"only the identity of {self.group} is among them: give 'all' or 'three'"
+        self._require(len(self._elements) > 1, "steps", remedy)
         width = self.tokens_per_element
         whole = 1 <= width <= self.sequence_length and self.sequence_length % width == 0
         self._require(whole, "tokens_per_element", f"give a divisor of sequence_length={self.sequence_length}")
