@@ -2,7 +2,7 @@
 """Renews what the documents say about every architecture: run it where dsf_models is installed.
 
 From the registries the table of architectures in README.md, docs/architectures.md and docs/tasks.md; from
-docs/compatibility.json, which scripts/compatibility.sh makes from the tests' results, the table of features in README.md.
+docs/compatibility.json, which scripts/compatibility.sh makes by running the tests, the table of features in README.md.
 """
 
 import inspect

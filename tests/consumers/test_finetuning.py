@@ -73,7 +73,7 @@ def causal_lm(example, text: Path, folder: Path, *options: str) -> dict:
 
 def lora(example, text: Path, base: Path, folder: Path, *options: str) -> dict:
     """Run the adapter's example for a few steps."""
-    options = ("--model", str(base), "--max_steps", str(STEPS), *options)
+    options = ("--model", str(base), "--max_steps", str(STEPS), "--learning_rate", "0.002", *options)
     return example("finetune_lora").main(["--data", str(text), "--output_dir", str(folder), *TINY, *options])
 
 
