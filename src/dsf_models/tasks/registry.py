@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dsf_models.errors import require, require_known, suggest
 from dsf_models.tasks.associative_recall import AssociativeRecall
 from dsf_models.tasks.base import SPLITS, Columns, SyntheticTask, Task, require_integer
+from dsf_models.tasks.in_context_recall import FuzzyRecall, InContextRecall, NoisyRecall
 from dsf_models.tasks.induction_heads import InductionHeads
 from dsf_models.tasks.input_copying import InputCopying
 from dsf_models.tasks.listops import ListOps
@@ -38,6 +39,8 @@ TASKS = MappingProxyType(
             AssociativeRecall,
             CycleNavigation,
             EvenPairs,
+            FuzzyRecall,
+            InContextRecall,
             InductionHeads,
             InputCopying,
             ListOps,
@@ -45,6 +48,7 @@ TASKS = MappingProxyType(
             ModularArithmetic,
             MQAR,
             MQARUpdate,
+            NoisyRecall,
             Parity,
             Pathfinder,
             SelectiveCopying,
