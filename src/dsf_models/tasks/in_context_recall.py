@@ -145,7 +145,7 @@ class RecallTask(SyntheticTask):
         input_ids = self._stream(rng)
         if self.train_targets == "all" and self._training(rng):
             pad = self.pad_token_id
-            scored = np.ones_like(input_ids[:, 1:], bool) if pad is None else input_ids[:, :-1] != pad
+            scored = np.ones_like(input_ids[:, 1:], bool) if pad is None else input_ids[:, 1:] != pad
         else:
             scored = self._gaps(input_ids) > 0
         labels = np.full_like(input_ids, IGNORE_INDEX)
@@ -294,7 +294,7 @@ class FuzzyRecall(RecallTask):
 
     A value has 1..max_tokens different tokens, and so has a key in the train split; in the other splits every key has
     max_tokens. Lengths are uniform, and so are the tokens given the length. Rows hold as many pairs as surely fit, the
-    last pair included, and pads stand at the left.
+    last pair included, and pads stand at the right, where a causal model never reads them (MAD's, at the left, do).
 
     Raises:
         ValueError: sizes that leave no room, naming the field, its value and the remedy.
@@ -392,10 +392,9 @@ class FuzzyRecall(RecallTask):
         return np.where(np.arange(self.max_tokens) < lengths[:, :, None], tokens, -1)
 
     def _padded(self, pairs: Ints) -> Ints:
-        """The tokens that are not -1, in their order at the right of each row, and pads before them (b, t)."""
+        """The tokens that are not -1, in their order at the left of each row, and pads behind them (b, t)."""
         tokens = pairs.reshape(len(pairs), -1)
         shown = tokens >= 0
-        position = self.sequence_length - 1 - shown[:, ::-1].cumsum(axis=1)[:, ::-1] + shown
         input_ids = np.full((len(pairs), self.sequence_length), self.pad_token_id, np.int64)
-        input_ids[np.nonzero(shown)[0], position[shown]] = tokens[shown]
+        input_ids[np.nonzero(shown)[0], shown.cumsum(axis=1)[shown] - 1] = tokens[shown]
         return input_ids
