@@ -294,7 +294,7 @@ class FuzzyRecall(RecallTask):
 
     A value has 1..max_tokens different tokens, and so has a key in the train split; in the other splits every key has
     max_tokens. Lengths are uniform, and so are the tokens given the length. Rows hold as many pairs as surely fit, the
-    last pair included, and pads stand at the right, where a causal model never reads them (MAD's, at the left, do).
+    last pair included, and pads stand at the right, where a causal model never reads them; MAD's stand at the left.
 
     Raises:
         ValueError: sizes that leave no room, naming the field, its value and the remedy.
