@@ -39,8 +39,8 @@ def load_suite(config: EvaluationConfig) -> Suite:
 
     Raises:
         UsageError: where no task is named or recorded, where the records of several checkpoints disagree on something
-            that the command line leaves open, for a task of real numbers, and where the task refuses its name or a
-            size.
+            that the command line leaves open, for a task of real numbers or whose answers are all read from the last
+            output, and where the task refuses its name or a size.
     """
     records = [record for name in config.model if (record := _load_record(name)) is not None]
     name = config.suite or _agreed(records, "suite", lambda record: record.name)

@@ -196,7 +196,8 @@ def load_task_data(config: TaskConfig) -> TaskData:
     """Make the three splits of a task.
 
     Raises:
-        UsageError: for an unknown task, for one of real numbers, and for sizes that it refuses.
+        UsageError: for an unknown task, for one of real numbers or whose answers are all read from the last output, and
+            for sizes that it refuses.
     """
     counts = {
         "train": config.train_examples,

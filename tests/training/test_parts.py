@@ -266,3 +266,9 @@ def test_numbers_that_json_cannot_express_become_null(tmp_path: Path) -> None:
 def test_a_task_of_real_numbers_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"`task` is refused: task='{name}': its inputs .* choose from .*mqar"):
         load_task_data(TaskConfig(name=name))
+
+
+def test_a_task_read_from_the_last_output_is_refused() -> None:
+    refused = "`task` is refused: task='compression': all answers are read from .* choose from (?!.*compr)"
+    with pytest.raises(UsageError, match=refused):
+        load_task_data(TaskConfig(name="compression"))

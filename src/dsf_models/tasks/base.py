@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ Layout = dict[str, tuple[type, tuple[int, ...]]]
 
 IGNORE_INDEX = -100
 SPLITS = ("train", "validation", "test")
+_ANSWERED_BY = {"each": "the output at position t (no shift)", "last": "the last output, for every t"}
 _TOKENS_PER_BLOCK = 2**15  # the temporaries of one block of rows then stay in the processor's cache
 
 
@@ -139,9 +140,13 @@ class SyntheticTask(Task):
     """A task whose inputs and answers are tokens.
 
     Columns: `input_ids` and `labels`, int32 of one fixed length; where examples differ in length, pads fill them up and
-    `attention_mask` says where none stands. labels[t] is the target of the output at position t (no shift); -100 is
-    not scored.
+    `attention_mask` says where none stands. labels[t] is the target of the output at position t (no shift), unless
+    `readout` says otherwise; -100 is not scored.
     """
+
+    readout: ClassVar[Literal["each", "last"]] = "each"
+    """Which output answers: "each", labels[t] is the target of the output at t; "last", of the last output, which has
+    to hold the answers of all t."""
 
     vocab_size: int
     """Number of token ids, 0..vocab_size-1."""
@@ -203,7 +208,7 @@ class SyntheticTask(Task):
             "vocabulary": self.vocabulary(),
             "chance": self.chance,
             "best_trivial": self.best_trivial,
-            "labels": f"labels[t] is the target of the output at position t (no shift); {IGNORE_INDEX} is not scored",
+            "labels": f"labels[t] is the target of {_ANSWERED_BY[self.readout]}; {IGNORE_INDEX} is not scored",
         }
 
 

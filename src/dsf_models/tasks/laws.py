@@ -95,3 +95,11 @@ def distinct_law(draws: int, bins: int) -> Floats:
         law[1:] = law[1:] * hit[1:] + law[:-1] * (1 - hit[:-1])
         law[0] = 0
     return law
+
+
+def binomial_law(draws: int, probability: float) -> Floats:
+    """Probability of c = 0..draws successes in independent draws of this probability, (draws + 1,)."""
+    law = np.ones(1)
+    for _ in range(draws):
+        law = np.convolve(law, [1 - probability, probability])
+    return law

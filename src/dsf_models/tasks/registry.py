@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from dsf_models.errors import require, require_known, suggest
 from dsf_models.tasks.associative_recall import AssociativeRecall
 from dsf_models.tasks.base import SPLITS, Columns, SyntheticTask, Task, require_integer
+from dsf_models.tasks.compression import Compression
+from dsf_models.tasks.in_context_recall import FuzzyRecall, InContextRecall, NoisyRecall
 from dsf_models.tasks.induction_heads import InductionHeads
 from dsf_models.tasks.input_copying import InputCopying
 from dsf_models.tasks.listops import ListOps
@@ -27,6 +29,7 @@ from dsf_models.tasks.memorisation import Memorisation
 from dsf_models.tasks.modular_arithmetic_brackets import ModularArithmeticBrackets
 from dsf_models.tasks.mqar import MQAR
 from dsf_models.tasks.mqar_update import MQARUpdate
+from dsf_models.tasks.needle import Needle
 from dsf_models.tasks.pathfinder import Pathfinder
 from dsf_models.tasks.selective_copying import SelectiveCopying
 from dsf_models.tasks.smooth_regression import SmoothRegression
@@ -37,8 +40,11 @@ TASKS = MappingProxyType(
         task.name: task
         for task in (
             AssociativeRecall,
+            Compression,
             CycleNavigation,
             EvenPairs,
+            FuzzyRecall,
+            InContextRecall,
             InductionHeads,
             InputCopying,
             ListOps,
@@ -47,6 +53,8 @@ TASKS = MappingProxyType(
             ModularArithmeticBrackets,
             MQAR,
             MQARUpdate,
+            Needle,
+            NoisyRecall,
             Parity,
             Pathfinder,
             SelectiveCopying,
@@ -85,14 +93,17 @@ def get_task(name: str, **sizes: object) -> Task:
 
 
 def get_token_task(name: str, **sizes: object) -> SyntheticTask:
-    """A task by name, for models that read and answer with tokens; otherwise as `get_task`.
+    """A task by name, for models that read tokens and answer at each of them; otherwise as `get_task`.
 
     Raises:
-        ValueError: also where the task is one of real numbers.
+        ValueError: also where the task is one of real numbers, or all answers are to be read from the last output.
     """
-    task, known = get_task(name, **sizes), ", ".join(list_tasks(SyntheticTask))
-    remedy = f"its inputs and answers are real numbers, a language model's are tokens; choose from {known}"
-    require(isinstance(task, SyntheticTask), "task", name, remedy)
+    task = get_task(name, **sizes)
+    known = ", ".join(name for name in list_tasks(SyntheticTask) if TASKS[name].readout == "each")
+    numbers = f"its inputs and answers are real numbers, a language model's are tokens; choose from {known}"
+    require(isinstance(task, SyntheticTask), "task", name, numbers)
+    last = f"all answers are read from its last output, a language model answers once at each; choose from {known}"
+    require(task.readout == "each", "task", name, last)
     return task
 
 
