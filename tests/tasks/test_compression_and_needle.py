@@ -9,11 +9,11 @@ from dsf_models.tasks import IGNORE_INDEX, get_task
 from dsf_models.tasks.needle import VARIANTS
 
 GOLDEN = {
-    get_task("compression"): ("5fe9b27aea410898f568009ca10cb33e86e85557eccf435fb69d564235fce904"),
+    get_task("compression"): "5fe9b27aea410898f568009ca10cb33e86e85557eccf435fb69d564235fce904",
     get_task("compression", sequence_length=256, vocab_size=64): (
         "a319f66085797a0cab02316c823db7974dc3d2ded9de881c3e9bd970593e8dab"
     ),
-    get_task("needle"): ("7f97deacf9a51c8413905a544f9ad772d836073d0ffb34e30836a1fb1ccc917d"),
+    get_task("needle"): "7f97deacf9a51c8413905a544f9ad772d836073d0ffb34e30836a1fb1ccc917d",
     get_task("needle", variant="multikey", num_needles=4, depth=3): (
         "97b8e521beb2dfcadcfec136c36c88f17cddd717243f3bb8f0b50428146ed593"
     ),
