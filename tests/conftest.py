@@ -1,5 +1,6 @@
 """One thread, no network, no clock, fixed seeds: a test gives the same result alone, in company and on any machine."""
 
+import gc
 import os
 import random
 import tempfile
@@ -55,6 +56,13 @@ def _fixed_seeds():
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _garbage_set_aside():
+    """Trainer collects garbage many times a run, which takes a second each where modules by the thousand are alive."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
