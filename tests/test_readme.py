@@ -46,12 +46,27 @@ def commands(document: Path) -> list[list[str]]:
     return [words for line in code.splitlines() if (words := shlex.split(line, comments=True))]
 
 
-@each([document for document in DOCUMENTS if blocks(document, "python")])
-def test_python_blocks_run_in_one_fresh_process(document: Path, tmp_path: Path) -> None:
-    script = tmp_path / f"{document.name}.py"
-    script.write_text(python_script(document))
-    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, f"the Python in {document.name} does not run:\n{run.stderr}"
+PROGRAMS = [document for document in DOCUMENTS if blocks(document, "python")]
+
+
+@pytest.fixture(scope="module")
+def statuses(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[int, str]]:
+    """Exit status and output of the Python of each document."""
+    scripts = {}
+    for document in PROGRAMS:
+        scripts[document] = tmp_path_factory.mktemp(document.stem) / f"{document.name}.py"
+        scripts[document].write_text(python_script(document))
+    command = [sys.executable, ROOT / "tests" / "forked_scripts.py", *scripts.values()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    return {document: (found[str(path)], Path(f"{path}.log").read_text()) for document, path in scripts.items()}
+
+
+@each(PROGRAMS)
+def test_python_blocks_run_in_one_fresh_process(document: Path, statuses: dict[Path, tuple[int, str]]) -> None:
+    status, printed = statuses[document]
+    assert status == 0, f"the Python in {document.name} does not run:\n{printed}"
 
 
 @each(DOCUMENTS)
