@@ -80,7 +80,6 @@ def command(launcher: Sequence[str], output_dir: Path, **changes: Any) -> subpro
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
 
 

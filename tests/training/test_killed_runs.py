@@ -1,6 +1,5 @@
 """Runs in processes of their own, killed twice and resumed: the end is that of a run that nobody killed."""
 
-import os
 import signal
 import subprocess
 import time
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.training.helpers import ROOT, assert_same_weights, command, metrics
@@ -52,11 +52,12 @@ def whole_runs() -> dict[tuple[int, str], Path]:
 
 def kill_all(process: subprocess.Popen, by: signal.Signals) -> None:
     """Kill a launcher and all that it started, so that nobody tidies up; or send SIGTERM to the launcher alone."""
-    if by == signal.SIGTERM:
-        process.send_signal(by)
-    else:
-        os.killpg(process.pid, by)
+    # Its workers are in sessions of their own: they would outlive it, and go on.
+    workers = psutil.Process(process.pid).children(recursive=True) if by == signal.SIGKILL else []
+    for one in (process, *workers):
+        one.send_signal(by)
     process.communicate(timeout=120)
+    psutil.wait_procs(workers)
 
 
 def wait_for_a_moment(process: subprocess.Popen, folder: Path, moment: str, kill: int) -> None:
