@@ -130,20 +130,33 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def every(*only: str) -> Any:
-    """Parametrise a test over the configurations of every architecture, or over those named."""
-    pairs = [(name, case) for name in list_architectures() for case in variants(name) if not only or case in only]
-    return pytest.mark.parametrize(("name", "case"), pairs, ids=["-".join(pair) for pair in pairs])
-
-
 REPRESENTATIVES = ("ssd", "softmax_attention", "hybrid")
 """Architectures that stand for all in the fast suite, where a test of each would take too long."""
+
+
+def every(*only: str, slowly: bool = False) -> Any:
+    """Parametrise a test over the configurations of every architecture, or over those named.
+
+    Args:
+        only: names of cases.
+        slowly: leave all but the representatives to the slow suite.
+    """
+    pairs = [(name, case) for name in list_architectures() for case in variants(name) if not only or case in only]
+    params = [
+        pytest.param(name, case, id=f"{name}-{case}", marks=_slow(slowly and name not in REPRESENTATIVES))
+        for name, case in pairs
+    ]
+    return pytest.mark.parametrize(("name", "case"), params)
+
+
+def _slow(is_slow: bool) -> Any:
+    return pytest.mark.slow if is_slow else ()
 
 
 def others_slowly(*representatives: str) -> Any:
     """Parametrise a test over the architectures: all in the slow suite, three or those named in the fast one too."""
     fast = representatives or REPRESENTATIVES
-    names = [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in list_architectures()]
+    names = [pytest.param(name, marks=_slow(name not in fast)) for name in list_architectures()]
     return pytest.mark.parametrize("name", names)
 
 

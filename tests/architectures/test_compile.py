@@ -69,7 +69,7 @@ def test_training_step_on_padded_rows_is_one_graph(name, case):
 
 
 @pytest.mark.feature("torch.compile of training")
-@every("default", "rope", "sliding", "windowed", "channel")
+@every("default", "rope", "sliding", "windowed", "channel", slowly=True)
 def test_training_step_on_packed_rows_is_one_graph(name, case):
     assert_training_step_is_one_graph(name, case, "packed")
 
@@ -93,7 +93,7 @@ def test_decoding_is_one_graph(name, case):
     assert_decoding_is_one_graph(name, case, (5, 5))
 
 
-@every("default", "sliding", "constant")
+@every("default", "sliding", "constant", slowly=True)
 def test_decoding_from_padded_prompts_is_one_graph(name, case):
     assert_decoding_is_one_graph(name, case, (6, 4))
 
@@ -134,7 +134,7 @@ def test_own_decoding_loop_is_one_graph(name, case):
     assert_own_decoding_loop_is_one_graph(name, case, with_positions=False)
 
 
-@every("default", "rope")
+@every("default", "rope", slowly=True)
 @torch.no_grad()
 def test_own_decoding_loop_with_positions_is_one_graph(name, case):
     assert_own_decoding_loop_is_one_graph(name, case, with_positions=True)
