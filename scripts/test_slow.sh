@@ -5,4 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh
 .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[slow]"
-scripts/test.sh -n 0 -m slow
+scripts/test.sh -m slow
