@@ -10,47 +10,29 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import training.loop as loop
 from dsf_models.hub.usage import UsageError
-from tests.training.helpers import ROOT, assert_same_weights, forget_accelerate, metrics
-from training.config import parse_config
-from training.train import main
+from tests.training.helpers import ROOT, assert_same_weights, metrics, train
 
 TEXT = {
-    "model.architecture": "ssd",
-    "model.hidden_size": 16,
-    "model.num_hidden_layers": 1,
-    "model.num_heads": 2,
-    "model.state_size": 4,
-    "model.dropout": 0.1,
-    "text.separator": "",
-    "text.block_size": 32,
-    "text.validation_fraction": 0.2,
-    "text.test_fraction": 0.2,
-    "text.evaluation_rows": 8,
-    "schedule.warmup_steps": 1,
-    "optimizer.learning_rate": 0.02,
-    "training.batch_size": 8,
-    "training.max_steps": 6,
-    "training.log_every": 1,
-    "training.eval_every": 2,
-    "training.checkpoint_every": 2,
-    "tracker.name": "none",
+    "text__files": f"[{ROOT / 'README.md'}, {ROOT / 'docs'}/*.md]",
+    "text__separator": "",
+    "text__block_size": 32,
+    "text__validation_fraction": 0.2,
+    "text__test_fraction": 0.2,
+    "text__evaluation_rows": 8,
+    "model__dropout": 0.1,
+    "optimizer__learning_rate": 0.02,
 }
-STREAM = {"text.streaming": "true", "text.shuffle_window": 5}
+STREAM = {"text__streaming": True, "text__shuffle_window": 5}
 
 
 def train_on_text(output_dir: Path, **changes: Any) -> Path:
     """Train a tiny model on this repository's pages, in this process; return the run's folder."""
-    files = f"[{ROOT / 'README.md'}, {ROOT / 'docs'}/*.md]"
-    settings = TEXT | {"run.output_dir": output_dir, "text.files": files}
-    settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    forget_accelerate()
-    main(parse_config([f"--{name}={value}" for name, value in settings.items() if value is not None]))
-    return output_dir
+    return train(output_dir, **TEXT | changes)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    trained = {"text__tokenizer": "train", "text__vocab_size": 300, "text__ngram_baseline": "true"}
+    trained = {"text__tokenizer": "train", "text__vocab_size": 300, "text__ngram_baseline": True}
     return train_on_text(tmp_path_factory.mktemp("text") / "run", text__name="pages", **trained)
 
 
@@ -81,7 +63,7 @@ def test_the_card_is_one_of_text(finished: Path) -> None:
 
 
 def test_the_3_gram_stands_beside_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_on_text(tmp_path / "run", text__ngram_baseline="true", training__max_steps=2)
+    train_on_text(tmp_path / "run", text__ngram_baseline=True, training__max_steps=2)
     printed = capsys.readouterr().out
     assert printed.count("(3-gram ") == 2
     (nats,) = {
@@ -102,7 +84,7 @@ def test_an_interrupted_run_on_text_ends_like_an_uninterrupted_one(
     with pytest.raises(ZeroDivisionError):
         train_on_text(tmp_path / "run", **kind)
     monkeypatch.undo()
-    train_on_text(tmp_path / "run", run__resume="true", **kind)
+    train_on_text(tmp_path / "run", run__resume=True, **kind)
     assert_same_weights(tmp_path / "run", whole)
     assert metrics(tmp_path / "run") == metrics(whole)
 
@@ -121,12 +103,12 @@ def test_streams_and_text_at_hand_are_scored_on_the_same_rows(tmp_path: Path) ->
         ({"text__files": "[none.txt]"}, r"No file at 'none\.txt'"),
         ({"text__files": "[{empty}]"}, r"empty\.txt holds no text"),
         ({"text__files": "[{table}]", "text__column": "txt"}, "column='txt': .* did you mean text"),
-        ({"text__files": None, "text__dataset": "nobody/nothing"}, "nobody/nothing"),
+        ({"text__files": "[]", "text__dataset": "nobody/nothing"}, "nobody/nothing"),
         ({"text__tokenizer": "nobody/nothing"}, r"No tokenizer in 'nobody/nothing'"),
         ({"text__block_size": 10**6}, r"do not fill one row"),
         ({"model__vocab_size": 7}, "but the data decide it"),
-        ({"model__architecture": "s4d", "model__num_heads": 1, "model__bidirectional": "true"}, "sees the next token"),
-        ({"text__streaming": "true", "text__evaluation_rows": 1000}, r"text\.evaluation_rows is 1000.*smaller"),
+        ({"model__architecture": "s4d", "model__num_heads": 1, "model__bidirectional": True}, "sees the next token"),
+        ({"text__streaming": True, "text__evaluation_rows": 1000}, r"text\.evaluation_rows is 1000.*smaller"),
     ],
 )
 def test_text_that_cannot_be_read_is_refused_before_anything_is_written(
