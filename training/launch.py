@@ -20,6 +20,12 @@ from dsf_models.hub.usage import UsageError, closest
 from training.config import TrainConfig, TrainingConfig
 
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LOCAL_SIZE_VARIABLES = (
+    "LOCAL_WORLD_SIZE",
+    "MPI_LOCALNRANKS",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+)
 _KEPT_WORK: list[torch.distributed.Work] = []
 
 
@@ -33,6 +39,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     check_tracker(config.tracker.name)
     on_cpu = not torch.accelerator.is_available()
     check_launcher_settings(os.environ, config.training, on_cpu)
+    check_devices(os.environ, 0 if on_cpu else torch.accelerator.device_count())
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=config.training.mixed_precision,
@@ -112,6 +119,21 @@ def _check_fsdp(found: Mapping[str, str], on_cpu: bool) -> None:
         raise UsageError(
             "The launcher asks for fsdp_activation_checkpointing: give --training.activation_checkpointing true in its "
             "place."
+        )
+
+
+def check_devices(environment: Mapping[str, str], devices: int) -> None:
+    """Refuse more processes on this machine than it has accelerators, which would fail one by one.
+
+    Args:
+        environment: launchers tell each process how many there are on its machine.
+        devices: accelerators of this machine; 0 where all run on the CPU.
+    """
+    processes = max((int(environment[name]) for name in _LOCAL_SIZE_VARIABLES if name in environment), default=1)
+    if 0 < devices < processes:
+        raise UsageError(
+            f"The launch started {processes} processes on a machine with {devices} accelerator(s): start at most "
+            f"{devices}, or hide the accelerators (CUDA_VISIBLE_DEVICES=) to run on the CPU."
         )
 
 

@@ -15,7 +15,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 from dsf_models.hub.usage import UsageError
 from tests.training.helpers import ROOT, assert_same_weights, command, final_weights, metrics, tiny_config, train
 from training.config import TrainingConfig
-from training.launch import check_batch_size, check_launcher_settings, check_tracker, processes_asked_for
+from training.launch import check_batch_size, check_devices, check_launcher_settings, check_tracker, processes_asked_for
 
 ACCELERATE = ["accelerate", "launch"]
 TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node", "2"]
@@ -168,6 +168,14 @@ def test_accelerates_configuration_files_are_ones_that_this_script_follows(
     )
     assert ("fsdp" in file.stem) == (told.get("ACCELERATE_USE_FSDP") == "true")
     assert told.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "DSFBlock") == "DSFBlock"
+
+
+def test_more_processes_than_accelerators_are_refused() -> None:
+    check_devices({"LOCAL_WORLD_SIZE": "2"}, devices=2)
+    check_devices({"LOCAL_WORLD_SIZE": "2"}, devices=0)
+    check_devices({}, devices=1)
+    with pytest.raises(UsageError, match=r"4 processes on a machine with 2 accelerator\(s\): start at most 2"):
+        check_devices({"LOCAL_WORLD_SIZE": "4"}, devices=2)
 
 
 def test_a_batch_must_divide(tmp_path: Path) -> None:
