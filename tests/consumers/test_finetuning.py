@@ -42,6 +42,14 @@ def text(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other_text(tmp_path_factory) -> Path:
+    """A text file of another kind: source code."""
+    file = tmp_path_factory.mktemp("other_text") / "argparse.txt"
+    file.write_text(inspect.getsource(argparse)[:30_000])
+    return file
+
+
+@pytest.fixture(scope="module")
 def labelled(tmp_path_factory) -> Path:
     """A CSV file: lines of Python's own manual, and of its own source."""
     prose = [line for text in topics.values() for line in text.split("\n") if len(line) > 60 and line[0].isalpha()]
@@ -149,10 +157,10 @@ def test_checkpointing_and_bf16_act(example, text, checkpoint, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "switch").dtype == torch.float32
 
 
-def test_an_adapter_is_all_that_is_trained_and_saved(example, text, checkpoint, tmp_path):
+def test_an_adapter_is_all_that_is_trained_and_saved(example, other_text, checkpoint, tmp_path):
     """Equal logits over the untouched checkpoint show that nothing else was trained."""
     _, folder = checkpoint
-    result = lora(example, text, folder, tmp_path / "adapter", "--add_tokens", "<part>")
+    result = lora(example, other_text, folder, tmp_path / "adapter", "--add_tokens", "<part>")
     assert result["equal"]
     assert result["after"] < result["before"]
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -202,13 +210,13 @@ def test_bad_input_is_refused_in_words(example, script, content, options, messag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_architectures())
-def test_every_architecture(name, example, text, labelled, tmp_path):
+def test_every_architecture(name, example, text, other_text, labelled, tmp_path):
     depth = [] if name == "hybrid" else ["--layers", "2"]
     arguments = ["--data", str(text), "--output_dir", str(tmp_path / "lm"), "--max_steps", "20", *depth, *TINY]
     result = example("finetune_causal_lm").main([*arguments, "--model", name])
     assert result["after"] < result["before"] - 0.5
     for option in (["--add_tokens", "<part>"], ["--train_mixers"]):
-        result = lora(example, text, tmp_path / "lm", tmp_path / "adapter", *option)
+        result = lora(example, other_text, tmp_path / "lm", tmp_path / "adapter", *option)
         assert result["equal"]
         assert result["after"] < result["before"]
     options = ["--model", str(tmp_path / "lm"), "--num_train_epochs", "5", "--activation_checkpointing", "--bf16"]
