@@ -30,7 +30,7 @@ from ..backbone import (
     TokenLayout,
     register_architecture,
 )
-from ..engine import Flops, scan_steps
+from ..engine import Flops, full_precision, scan_steps
 from ..errors import NotADynamicalSystemError
 
 __all__ = [
@@ -114,7 +114,7 @@ class LSTMMixer(DSFMixer):
         state = None if layer is None else layer.read_state()
         if state is None:
             state = inputs.new_zeros(inputs.shape[0], 2, self.inner_size, dtype=dtype)
-        with torch.autocast(inputs.device.type, enabled=False):
+        with full_precision(inputs.device.type):
             y, state = evaluate_lstm(inputs.to(dtype), state, weights, layout)
         if layer is not None:
             layer.write_state(state, gathered.shape[1])

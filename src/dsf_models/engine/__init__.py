@@ -57,6 +57,7 @@ __all__ = [
     "compute_dtype",
     "evaluate",
     "evaluate_sequential",
+    "full_precision",
     "initial_state",
     "kernel_flops",
     "modes_of",
@@ -145,7 +146,7 @@ def evaluate(
             for a backend that has its own, a state of the wrong shape, or mode "convolution" for a system that depends
             on time.
     """
-    with _full_precision(system.u.device.type):
+    with full_precision(system.u.device.type):
         if isinstance(system, FilterSystem):
             one_pass = functools.partial(evaluate, mode=mode, chunk_size=chunk_size, backend=backend)
             y, state = evaluate_filter(_in_compute_dtype(system), one_pass, state)
@@ -229,7 +230,7 @@ def _checked_state(system: DSFSystem, state: Tensor | None, dtype: torch.dtype) 
     return state.to(dtype)
 
 
-def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
+def full_precision(device_type: str) -> contextlib.AbstractContextManager:
     """Switch autocast off: states and running decays are never computed in half precision."""
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
