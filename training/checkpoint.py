@@ -76,29 +76,33 @@ def save_checkpoint(
         keep: number of checkpoints to leave; older ones, and weights that none of them needs, are removed.
 
     Returns:
-        None, or why the checkpoint could not be written, on every process alike; then nothing of it is left.
+        None, or what went wrong, on every process alike: the checkpoint could not be saved, of which nothing is left
+        then; or it is there, and older ones could not be removed.
     """
     target = folder / f"step_{progress.step:08d}"
     unfinished = unfinished_name(target)
-    failed = everywhere(accelerator, lambda: _new_folder(unfinished) if accelerator.is_main_process else None)
+
+    def on_main(write: Callable[[], None]) -> Callable[[], None]:
+        return write if accelerator.is_main_process else lambda: None
+
+    failed = everywhere(accelerator, on_main(lambda: _new_folder(unfinished)))
     failed = failed or everywhere(accelerator, lambda: _save_state(accelerator, unfinished, position))
-    if failed is None and accelerator.is_main_process:
-        failed = _attempt(lambda: _publish(unfinished, target, progress, keep))
-    failed = everywhere(accelerator, lambda: None, failed)
-    if failed is not None and accelerator.is_main_process:
-        remove_folder(unfinished)
-    return failed
+    failed = failed or everywhere(accelerator, on_main(lambda: _publish(unfinished, target, progress)))
+    if failed is not None:
+        everywhere(accelerator, on_main(lambda: remove_folder(unfinished)))
+        return f"the checkpoint of step {progress.step} could not be saved ({failed})"
+    failed = everywhere(accelerator, on_main(lambda: _prune(folder, keep)))
+    return failed and f"checkpoints older than that of step {progress.step} could not be removed ({failed})"
 
 
-def everywhere(accelerator: Accelerator, write: Callable[[], None], failed: str | None = None) -> str | None:
+def everywhere(accelerator: Accelerator, write: Callable[[], None]) -> str | None:
     """Write something on every process, and return the first complaint of any of them on all; None where all went well.
 
     Args:
         accelerator: reaches the other processes.
         write: what this process writes.
-        failed: what already went wrong here, so that nothing is written.
     """
-    found = gather_object([failed or _attempt(write)])
+    found = gather_object([_attempt(write)])
     return next((complaint for complaint in found if complaint is not None), None)
 
 
@@ -192,7 +196,7 @@ def _position_name(accelerator: Accelerator) -> str:
     return f"data_{accelerator.process_index}.json"
 
 
-def _publish(unfinished: Path, target: Path, progress: Progress, keep: int) -> None:
+def _publish(unfinished: Path, target: Path, progress: Progress) -> None:
     hashes = {f"{target.name}/{file.relative_to(unfinished)}": _sha256(file) for file in _files(unfinished)}
     if progress.best_step is not None:
         best = best_folder(target.parent, progress.best_step)
@@ -200,7 +204,6 @@ def _publish(unfinished: Path, target: Path, progress: Progress, keep: int) -> N
     write_json(unfinished / _MANIFEST, {"progress": asdict(progress), "sha256": hashes})
     remove_folder(target)
     unfinished.rename(target)
-    _prune(target.parent, keep)
 
 
 def _read_progress(checkpoint: Path) -> Progress:

@@ -221,7 +221,7 @@ def keep(run: Run) -> None:
     keep_checkpoints = run.config.training.keep_checkpoints
     failed = save_checkpoint(run.accelerator, run.checkpoints, run.progress, run.position, keep_checkpoints)
     if failed:
-        run.warn("checkpoint", f"the checkpoint of step {run.progress.step} could not be saved ({failed}).")
+        run.warn("checkpoint", f"{failed}.")
 
 
 def stops_early(run: Run) -> bool:

