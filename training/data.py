@@ -172,6 +172,10 @@ class RunData(ABC):
     def summary(self, score: Score, split: str) -> str:
         """A score in a line, beside what guessing reaches on this split."""
 
+    @abstractmethod
+    def best_trivial(self, split: str) -> float | None:
+        """What the best rule without a network reaches on a split, in the number of `selected_by`; None if unknown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData(RunData):
@@ -190,6 +194,10 @@ class TaskData(RunData):
             f"loss {score.loss:.4f}  accuracy {100 * score.accuracy:6.2f} %  (chance {100 * self.task.chance:.2f} %, "
             f"best trivial {100 * self.task.best_trivial:.2f} %)  whole rows {100 * score.row_accuracy:6.2f} %"
         )
+
+    def best_trivial(self, split: str) -> float:
+        """The accuracy of the task's best trivial rule, the same on every split."""
+        return self.task.best_trivial
 
 
 def load_task_data(config: TaskConfig) -> TaskData:

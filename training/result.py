@@ -73,7 +73,12 @@ def run_result(
         "selected_by": data.selected_by,
         "validation": _finite(data.report(progress.best_score)),
         "test": _finite(data.report(score)),
-        "baselines": {"of": measured.name, "chance": measured.chance, "best_trivial": measured.best_trivial},
+        "baselines": {
+            "of": measured.name,
+            "chance": measured.chance,
+            "best_trivial": measured.best_trivial,
+            "best_trivial_on_validation": data.best_trivial("validation"),
+        },
         "environment": dict(environment),
         "config": config_to_dict(config),
     }

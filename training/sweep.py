@@ -15,7 +15,7 @@ it goes on elsewhere, or where the folders of finished runs have been deleted.
     table.md, table.json        what they amount to
     learning_rates.png          curves, where the learning rate was swept
 
-Exit code: 0 when every run has finished, 1 when some have failed, 3 when some are left.
+Exit code: 0 when every run has finished, 1 when some have failed, 2 when the sweep is refused, 3 when some are left.
 From top to bottom: setup -> main -> carry_out -> run_all -> report. `sweep_config.py` lists all that can be set.
 """
 
@@ -46,7 +46,7 @@ from training.sweep_table import RESULTS, kept_results, read_runs, table_rows
 
 _PAUSE = 0.2
 _TAIL_LINES = 20
-_FINISHED, _FAILED, _LEFT = 0, 1, 3
+_FINISHED, _FAILED, _REFUSED, _LEFT = 0, 1, 2, 3
 
 
 def setup(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,8 @@ def setup(arguments: Sequence[str] | None = None) -> None:
     try:
         code = main(*parse_sweep(arguments))
     except UsageError as error:
-        sys.exit(f"sweep.py: error: {error}")
+        print(f"sweep.py: error: {error}", file=sys.stderr)
+        sys.exit(_REFUSED)
     sys.exit(code)
 
 

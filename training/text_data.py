@@ -104,6 +104,10 @@ class TextData(RunData):
             "accuracy": score.accuracy,
         }
 
+    def best_trivial(self, split: str) -> float | None:
+        """The loss of the 3-gram."""
+        return self.ngram_nats.get(split)
+
     def summary(self, score: Score, split: str) -> str:
         """The numbers beside the 3-gram's loss."""
         numbers = self.report(score)

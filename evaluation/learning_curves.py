@@ -1,0 +1,156 @@
+"""Learning curves of language-model runs in one figure, their numbers in one table, and what their checkpoints write.
+
+    python evaluation/learning_curves.py --runs runs/reviews/ssd runs/reviews/softmax_attention --output_dir comparison
+
+Numbers and curves come from the files of the runs alone; the samples from their final checkpoints. Writes `curves.json`
+(all of it), `curves.png` and `report.md`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from transformers import AutoTokenizer
+
+from dsf_models.analysis import markdown_table
+from dsf_models.analysis.plots import COLOURS, save
+from dsf_models.hub.files import new_folder, write_json, write_text
+from dsf_models.hub.usage import UsageError
+from evaluation.checkpoints import load_model
+
+PROMPTS = ("The film", "I have seen this", "The worst thing about")
+HEADER = ("architecture", "parameters", "validation loss", "test loss", "3-gram, test", "perplexity", "bits per byte")
+_TEMPERATURE, _TOP_P, _NEW_TOKENS = 0.8, 0.95, 80
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: compare runs, or say in one line why not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of finished runs")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to make; an earlier one is replaced")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="what the samples begin with")
+    options = parser.parse_args(arguments)
+    try:
+        runs = [read_run(folder) | {"samples": samples(folder, options.prompts)} for folder in options.runs]
+    except UsageError as error:
+        sys.exit(f"learning_curves.py: error: {error}")
+    with new_folder(options.output_dir) as folder:
+        write_json(folder / "curves.json", {"runs": runs})
+        draw(runs, folder / "curves.png")
+        write_text(folder / "report.md", report(runs))
+    print(report(runs))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read the result and the curves of a run.
+
+    Args:
+        folder: of a run of `training/train.py` on text.
+
+    Returns:
+        `result`, and the lists `train`, `validation` and `speed` of the records of `metrics.jsonl`.
+
+    Raises:
+        UsageError: the run has not finished, or its files are damaged.
+    """
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--runs {folder} is no finished run: {error}") from error
+    if result["selected_by"] != "loss":
+        raise UsageError(f"--runs {folder} has learned a task, not text: compare those by evaluation/evaluate.py.")
+    splits = ("train", "validation", "speed")
+    return {"result": result} | {name: [r for r in records if r["split"] == name] for name in splits}
+
+
+@torch.no_grad()
+def samples(folder: Path, prompts: Sequence[str]) -> list[str]:
+    """Let the selected weights of a run go on with some texts, by nucleus sampling from a fixed seed."""
+    checkpoint = str(folder / "final")
+    model, tokenizer = load_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    texts = []
+    for prompt in prompts:
+        torch.manual_seed(0)
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        written = model.generate(
+            **inputs, do_sample=True, temperature=_TEMPERATURE, top_p=_TOP_P, max_new_tokens=_NEW_TOKENS
+        )
+        texts.append(tokenizer.decode(written[0], skip_special_tokens=True))
+    return texts
+
+
+def report(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison in Markdown."""
+    config = runs[0]["result"]["config"]
+    threads, steps = config["run"]["threads"], runs[0]["result"]["steps"]
+    parts = [
+        f"# Language models of {config['text']['name']}",
+        f"Rows of {config['text']['block_size']} tokens, a vocabulary of {config['text']['vocab_size']}, "
+        f"{config['training']['batch_size']} rows a step, {steps:,} steps; {threads} thread(s) a process. The 3-gram "
+        "is Kneser-Ney's, interpolated, on the same tokens and rows; losses are in nats per token.",
+        "![Learning curves](curves.png)",
+        markdown_table([row(run) for run in runs], (*HEADER, "minutes", "tokens per second", "waiting"), code=False),
+        f"Samples, at temperature {_TEMPERATURE} from the {_TOP_P:.0%} nucleus, seed 0:",
+    ]
+    for run in runs:
+        parts += [f"## {run['result']['architecture']}"]
+        parts += ["> " + " ".join(text.split()) for text in run["samples"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def row(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """The numbers of a run; the share of time in which the model waited for data is that of all its steps together."""
+    result, speed = run["result"], run["speed"]
+    # Each report is over as many tokens as the others, so that its time goes as the inverse of its speed.
+    times = [1 / record["tokens_per_second"] for record in speed]
+    waiting = sum(time * record["waiting"] for time, record in zip(times, speed, strict=True)) / sum(times)
+    ngram = result["baselines"]["best_trivial"]
+    return (
+        result["architecture"],
+        f"{result['parameters']:,}",
+        f"{result['validation']['loss']:.3f}",
+        f"{result['test']['loss']:.3f}",
+        "–" if ngram is None else f"{ngram:.3f}",
+        f"{result['test']['perplexity']:.1f}",
+        f"{result['test']['bits_per_byte']:.3f}",
+        f"{result['seconds'] / 60:.1f}",
+        f"{median(record['tokens_per_second'] for record in speed):,.0f}",
+        f"{100 * waiting:.2f} %",
+    )
+
+
+def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw loss against tokens seen: training as a thin line, validation with markers, the 3-gram as a level."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for run, colour in zip(runs, COLOURS, strict=False):
+        config, name = run["result"]["config"], run["result"]["architecture"]
+        tokens = config["training"]["batch_size"] * config["text"]["block_size"] / 1e6
+        for split, look in (("train", {"linewidth": 0.7, "alpha": 0.5}), ("validation", {"marker": "o"})):
+            points = [(tokens * record["step"], record["loss"]) for record in run[split] if record["loss"] is not None]
+            axes.plot(*zip(*points, strict=True), color=colour, label=f"{name}, {split}", **look)
+    level = runs[0]["result"]["baselines"]["best_trivial_on_validation"]
+    if level is not None:
+        axes.axhline(level, color="0.35", linestyle="--", linewidth=1.2, label=f"3-gram, validation ({level:.3f})")
+    axes.set_xlabel("tokens seen (millions)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylim(top=min(7.0, axes.get_ylim()[1]))
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The command line of a paper's studies."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from dsf_models.hub.files import write_json, write_text
+from dsf_models.hub.usage import UsageError
+from evaluation.papers.figure import draw
+from evaluation.papers.outcome import outcome
+from evaluation.papers.report import FIGURE, report
+from evaluation.papers.study import Study
+from evaluation.papers.sweeps import carry_out, observe, sweep_folder
+
+FINDINGS = "findings.md"
+"""What a person has concluded from a study, beside its results; the report quotes it."""
+
+_EXIT = {"finished": 0, "failed": 1, "left": 3}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def setup(studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Command line: carry out a study, or say in one line why not.
+
+    Exits with 0 where it has finished, 1 where runs have failed, 3 where some are left.
+
+    Args:
+        studies: by name.
+        description: of the program.
+        arguments: words behind the program's name. Default: those of this process.
+    """
+    try:
+        state = main(studies, description, arguments)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(_EXIT[state])
+
+
+def main(studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None = None) -> str:
+    """Carry out a study as far as the time goes, then report.
+
+    Returns:
+        "finished", "failed" or "left".
+
+    Raises:
+        UsageError: naming what is wrong and how to put it right.
+    """
+    options = _options(studies, description, arguments)
+    study, size = studies[options.study], options.size
+    state = "finished"
+    if not options.report:
+        state = carry_out(study.config(size), study.results(size), options.hours, options.parallel)
+        if study.observe is not None:
+            observe(sweep_folder(study.config(size)), study.results(size), study.observe)
+    write_report(study, size)
+    return state
+
+
+def write_report(study: Study, size: str) -> None:
+    """Write `outcome.json`, the figure and `report.md` from a study's kept files alone, and print the report."""
+    folder = study.results(size)
+    found = outcome(study, size)
+    file = folder / FINDINGS
+    text = report(study, found, file.read_text(encoding="utf-8") if file.is_file() else None)
+    write_json(folder / "outcome.json", found)
+    draw(study, found, folder / FIGURE)
+    write_text(folder / "report.md", text)
+    print(text)
+
+
+def _options(
+    studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("study", choices=list(studies), help="which study")
+    parser.add_argument("--size", choices=["small", "full"], default="small", help="default: %(default)s")
+    parser.add_argument("--hours", type=float, help="stop after this time, to go on later (default: no limit)")
+    parser.add_argument("--parallel", type=int, help="runs at a time (default: as many as there are cores or GPUs)")
+    parser.add_argument("--report", action="store_true", help="run nothing: write report and figure anew")
+    return parser.parse_args(arguments)

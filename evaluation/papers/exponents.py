@@ -1,0 +1,23 @@
+"""The exponent a of the reversed sigmoid σ(-f)^a, as a checkpoint holds it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+
+_NAME = "alpha"
+
+
+def learned_exponents(checkpoint: Path) -> Mapping[str, list[float]]:
+    """Read a of every layer that has one; max(a, 0) is what acts.
+
+    Args:
+        checkpoint: folder with `model.safetensors`.
+
+    Returns:
+        `exponents`: from the first layer on; nothing where no exponent is learned.
+    """
+    with safe_open(checkpoint / "model.safetensors", framework="pt") as weights:
+        names = [name for name in weights.keys() if name.rpartition(".")[2] == _NAME]  # noqa: SIM118  no mapping
+        exponents = [float(weights.get_tensor(name)) for name in sorted(names)]
+    return {"exponents": exponents} if exponents else {}

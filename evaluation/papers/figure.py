@@ -1,0 +1,65 @@
+"""The figure of a study, drawn from what it found alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsf_models.analysis.plots import save, style, tidy
+from evaluation.papers.study import Study
+
+
+def draw(study: Study, found: Mapping[str, Any], path: Path) -> None:
+    """Draw accuracy along the study's axis, a panel for each value of `panels`, a line for each of `series`.
+
+    A line joins the means over the seeds; dots are single seeds.
+
+    Args:
+        study: the study.
+        found: as `outcome` gives it.
+        path: PNG file to write.
+    """
+    cells = found["cells"]
+    panels, series = values_of(cells, "panel"), values_of(cells, "series")
+    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 4.2), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat, panels, strict=True):
+        for i, name in enumerate(series):
+            line = [cell for cell in cells if (cell["panel"], cell["series"]) == (panel, name)]
+            draw_line(axes, line, str(name), i, values_of(cells, "x"))
+        dress(axes, study, panel, values_of(cells, "x"))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=min(4, len(labels)))
+    save(figure, path)
+
+
+def values_of(cells: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The values of an axis in the order in which they come."""
+    return list(dict.fromkeys(cell[name] for cell in cells))
+
+
+def draw_line(axes: Axes, cells: Sequence[Mapping[str, Any]], label: str, index: int, values: Sequence[Any]) -> None:
+    """One series of one panel; `values` are those of the axis along it, where words stand at their ranks."""
+    places = [cell["x"] if isinstance(cell["x"], int | float) else values.index(cell["x"]) for cell in cells]
+    look = style(index)
+    axes.plot(places, [100 * cell["accuracy"]["mean"] for cell in cells], label=label, **look)
+    dots = [
+        (place, 100 * value) for place, cell in zip(places, cells, strict=True) for value in cell["accuracy"]["values"]
+    ]
+    if dots:
+        axes.scatter(*zip(*dots, strict=True), s=14, color=look["color"], alpha=0.45)
+
+
+def dress(axes: Axes, study: Study, panel: Any, values: Sequence[Any]) -> None:
+    """Labels, ticks and frame of a panel."""
+    if study.x.log:
+        axes.set_xscale("log", base=2)
+    numbers = all(isinstance(value, int | float) for value in values)
+    axes.set_xticks(values if numbers else range(len(values)), [str(value) for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(study.x.label)
+    axes.set_ylabel("accuracy (%)")
+    axes.tick_params(labelleft=True)
+    axes.set_title(study.title if panel is None else f"{study.panels.label} {panel}", fontsize=10)
+    tidy(axes)

@@ -1,0 +1,1 @@
+"""Studies around "State Space Models are Provably Comparable to Transformers in Dynamic Token Selection"."""
