@@ -9,4 +9,4 @@ scripts/lint.sh
 
 # Two processes with one torch thread each (tests/conftest.py) suit the smallest machine that the tests should run on.
 echo "test: pytest"
-.venv/bin/python -m pytest -n 2 "$@"
+.venv/bin/python -m pytest -n 2 --dist worksteal "$@"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -368,19 +369,27 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
             or out of range, and a missing one.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the sections; may be repeated.")
-    parser.add_class_arguments(TrainConfig, skip={"task", "text"})
-    # A parser does not leave out a section with fields of its own: only those that are given are known to it.
-    for name, section in (("task", TaskConfig), ("text", TextConfig)):
-        if name in _sections_given(words):
-            parser.add_class_arguments(section, name)
+    parser = _parser(frozenset(_sections_given(words) & _OPTIONAL.keys()))
     try:
         parsed = parser.parse_args(words)
         parsed.pop("config")
         return TrainConfig(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         raise UsageError(explain_parser_error(str(error), known_keys())) from error
+
+
+_OPTIONAL = {"task": TaskConfig, "text": TextConfig}
+
+
+@cache
+def _parser(given: frozenset[str]) -> ArgumentParser:
+    """A parser of all sections but those optional ones that are not given, which it could not leave out."""
+    parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the sections; may be repeated.")
+    parser.add_class_arguments(TrainConfig, skip=set(_OPTIONAL))
+    for name in sorted(given):
+        parser.add_class_arguments(_OPTIONAL[name], name)
+    return parser
 
 
 def _sections_given(words: Sequence[str]) -> set[str]:

@@ -22,7 +22,7 @@ from transformers.distributed import DistributedConfig
 from tests.contract import VOCAB, assert_close, assert_gradients_close
 
 WORLD = 2
-TOLERANCE = 1e-5
+TOLERANCE = 1e-10
 
 
 def run(function: Callable[..., None], *args: Any) -> None:
@@ -75,7 +75,7 @@ def backward(model: torch.nn.Module, ids: Tensor) -> tuple[Tensor, dict[str, Ten
 def load(folder: Path, **sizes: int) -> PreTrainedModel:
     """Load a saved language model, sharded where sizes say so."""
     sharding = {"distributed_config": DistributedConfig(**sizes)} if sizes else {}
-    return AutoModelForCausalLM.from_pretrained(folder, **sharding)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **sharding)
 
 
 def assert_same_training(model: torch.nn.Module, folder: Path, ids: Tensor) -> None:
