@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from dsf_models.errors import suggest
+from dsf_models.errors import did_you_mean
 from dsf_models.hub.files import new_folder, write_json
 from dsf_models.hub.metric import Metric
 from dsf_models.hub.usage import UsageError
@@ -145,10 +145,12 @@ def task_manager(name: str, options: argparse.Namespace, metadata: Mapping[str, 
         ) from error
     folders = [str(FOLDER), *options.include_path]
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=dict(metadata))
-    if name not in manager.all_tasks:
+    known = [*manager.all_tasks]
+    if name not in known and not name.startswith("dsf_"):
+        # Its own tasks are thousands of files.
         manager = TaskManager(include_path=folders, metadata=dict(metadata))
     if name not in manager.all_tasks:
-        near = suggest(name, list(GENERATED)) if name.startswith("dsf") else suggest(name, manager.all_tasks[:40])
+        near = did_you_mean(name, manager.all_tasks) or f"those here are {', '.join(known)}"
         raise UsageError(f"--tasks {name}: the harness knows no such task; {near}")
     return manager
 

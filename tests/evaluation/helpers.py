@@ -33,7 +33,7 @@ def refused(output_dir: Path, *models: Path | str, **changes: Any) -> str:
 
 
 def save_trained_on(folder: Path, architecture: str, task_name: str, *, examples: int = 20, **more: Any) -> Path:
-    """An untrained checkpoint with the record of a task; `more` are sizes of the task, and with `model_` of the model."""
+    """An untrained checkpoint with a task record; `more` are sizes of the task, those with `model_` of the model."""
     fields = {name.removeprefix("model_"): value for name, value in more.items() if name.startswith("model_")}
     sizes = {name: value for name, value in more.items() if not name.startswith("model_")}
     task = get_task(task_name, **sizes)

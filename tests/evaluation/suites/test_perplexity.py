@@ -145,7 +145,9 @@ def test_a_tokenizer_that_begins_texts_pays_for_the_first_token() -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.bos_token = "<|pad|>"
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|pad|> $A", special_tokens=[("<|pad|>", 257)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|pad|> $A", special_tokens=[("<|pad|>", 257)]
+    )
     ids, has_start = encode(tokenizer, ["ab"], end_of_text=True)
     assert (ids[0].tolist(), has_start) == ([257, 97, 98, 256], True)
 
