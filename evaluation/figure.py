@@ -12,6 +12,8 @@ from dsf_models.analysis.plots import draw_baselines, save, style, tidy
 from evaluation.results import curves_named
 
 _DODGE = 0.06
+_LABEL_ROOM = 40
+"""Characters that stand beside each other under an axis."""
 
 
 def draw(results: Mapping[str, Any], name: str, path: Path) -> None:
@@ -112,6 +114,8 @@ def _label(axes: Axes, curve: Mapping[str, Any], places: Mapping[Any, float]) ->
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(list(places.values()))
     else:
-        axes.set_xticks(list(places.values()), list(places))
+        crowded = sum(map(len, places)) > _LABEL_ROOM
+        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axes.set_xticks(list(places.values()), list(places), **turned)
     axes.set_xlabel(curve["x"])
     axes.set_ylabel(f"{curve['y']} (%)" if curve["is_fraction"] else curve["y"])

@@ -33,26 +33,52 @@ def task_table(results: Mapping[str, Any]) -> str:
 
 
 def metric_table(results: Mapping[str, Any]) -> str:
-    """Every metric of every model, one row each."""
-    header, rows = metric_rows(results)
+    """Sizes of all models, and every metric with a column for each model."""
     suite = results["suite"]
-    return f"{suite['name']}, {suite['split']} split. {results['interval']}\n\n" + markdown_table(
-        rows, header, code=False
-    )
+    parts = [f"{suite['name']}, split: {suite['split']}. {results['interval']}"]
+    for header, rows in (model_rows(results), metric_rows(results)):
+        parts.append(markdown_table(rows, header, code=False))
+    return "\n\n".join(parts)
+
+
+def model_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of a table of the models."""
+    header = ("model", "architecture", "parameters", "state, bytes", "after tokens", "type")
+    rows = [
+        (
+            model["label"],
+            model["architecture"].removeprefix("dsf_"),
+            f"{model['parameters']:,}",
+            state_cell(model),
+            f"{model['state']['after_tokens']:,}",
+            model["dtype"],
+        )
+        for model in results["models"]
+    ]
+    return header, rows
 
 
 def metric_rows(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the table of all metrics."""
-    header = ("model", "parameters", "state, bytes", "metric", "value", "95 % interval", "chance", "best trivial rule")
+    """Header and rows of a table of all metrics: value and interval of each model, and the baselines, where known."""
+    models = [{m["name"]: Metric.from_dict(m) for m in model["metrics"]} for model in results["models"]]
+    names = list(dict.fromkeys(name for own in models for name in own))
+    header = ["metric", *(model["label"] for model in results["models"]), "chance", "best trivial rule"]
     rows = []
-    for model in results["models"]:
-        for content in model["metrics"]:
-            metric = Metric.from_dict(content)
-            interval = "–" if metric.interval is None else " to ".join(map(metric.shown, metric.interval))
-            sizes = (model["label"], f"{model['parameters']:,}", state_cell(model))
-            baselines = metric.shown(metric.chance), metric.shown(metric.best_trivial)
-            rows.append((*sizes, metric.name, metric.shown(metric.value), interval, *baselines))
-    return header, rows
+    for name in names:
+        known = next(own[name] for own in models if name in own)
+        values = [value_cell(own[name]) if name in own else "–" for own in models]
+        rows.append((name, *values, known.shown(known.chance), known.shown(known.best_trivial)))
+    # A column of dashes says nothing.
+    used = [i for i in range(len(header)) if i <= len(models) or any(row[i] != "–" for row in rows)]
+    return tuple(header[i] for i in used), [tuple(row[i] for i in used) for row in rows]
+
+
+def value_cell(metric: Metric) -> str:
+    """A value with its interval in brackets."""
+    if metric.interval is None:
+        return metric.shown(metric.value)
+    ends = (metric.shown(end).removesuffix(" %") for end in metric.interval)
+    return f"{metric.shown(metric.value)} ({' to '.join(ends)})"
 
 
 def state_cell(model: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dsf_models.tasks.images import image_folder
 
-PACKAGE = "dataset-fashion-mnist"
+PACKAGE, VERSION = "dataset-fashion-mnist", "0.0~git20200523.55506a9-1"
 SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
 MEMBERS = "usr/share/datasets/fashion-mnist/"
 
@@ -29,7 +29,9 @@ def package() -> Path:
     found = sorted(cache.glob(f"{PACKAGE}_*.deb"))
     if not found:
         try:
-            subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=cache, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                ["apt-get", "download", "-q", f"{PACKAGE}={VERSION}"], cwd=cache, check=True, stdout=subprocess.DEVNULL
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             sys.exit(f"apt-get cannot fetch {PACKAGE} ({error}): run `apt-get update` first, on Debian 12 or later.")
         found = sorted(cache.glob(f"{PACKAGE}_*.deb"))

@@ -161,7 +161,7 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 p { margin: .6rem 0; max-width: 46rem; }
 a { color: var(--mark); }
 nav ul { margin: .4rem 0; padding-left: 1.2rem; }
-nav a { display: inline-block; padding: .15rem 0; }
+nav li { padding: .15rem 0; }
 summary { cursor: pointer; padding: .3rem 0; color: var(--mark); }
 p.plain { color: var(--text); } p.caption { color: var(--soft); margin-bottom: .2rem; }
 p.paper, p.ours, p.warning { border-left: 3px solid var(--mark); padding: .1rem 0 .1rem .8rem; }
@@ -171,7 +171,7 @@ p.paper { border-color: var(--paper); } p.warning { border-color: var(--soft); c
 table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; text-align: left; vertical-align: top; overflow-wrap: normal; }
 th { background: var(--panel); font-weight: 600; white-space: nowrap; }
-td.number { text-align: right; white-space: nowrap; }
+td { min-width: 7rem; } td:first-child { min-width: 9rem; } td.number { min-width: 4rem; white-space: nowrap; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 figure { margin: 1rem 0 .4rem; max-width: 36rem; }
 figure svg { width: 100%; height: auto; display: block; color: var(--text); }

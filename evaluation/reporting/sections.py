@@ -9,7 +9,7 @@ from dsf_models.hub.usage import UsageError
 from evaluation.reporting.blocks import Block, Heading, Paragraph, Picture, Table
 from evaluation.reporting.svg import curve_svg
 from evaluation.results import RESULTS, Curve, Point, curve_names, curves_named, read_results
-from evaluation.tables import metric_rows
+from evaluation.tables import metric_rows, model_rows
 
 OUTCOME, SWEEP_TABLE, FINDINGS = "outcome.json", "table.json", "findings.md"
 _LEARNING_RATE = "optimizer.learning_rate"
@@ -71,17 +71,13 @@ def evaluation_section(results: Mapping[str, Any]) -> Iterator[Block]:
     of = suite["name"] if kind == suite["name"] else f"{kind}: {suite['name']}"
     yield Heading(2, f"{of} – {names}")
     yield Paragraph(what_was_asked(suite), "ours")
-    header, rows = metric_rows(results)
-    used = [i for i in range(len(header)) if i < 5 or any(row[i] != "–" for row in rows)]
-    yield Table([header[i] for i in used], [[row[i] for i in used] for row in rows])
+    yield Table(*metric_rows(results))
+    yield Table(*model_rows(results))
     for name in curve_names(results):
         yield picture(results, name, f"{suite['name']}: {name}.")
     yield Paragraph(f"Intervals: {results['interval']}")
-    models = [
-        f"{model['label']}: `{model['model']}` ({model['architecture']}, {model['dtype']})"
-        for model in results["models"]
-    ]
-    yield Paragraph(f"Models: {'; '.join(models)}.")
+    models = "; ".join(f"{model['label']} `{model['model']}`" for model in results["models"])
+    yield Paragraph(f"Loaded from: {models}.")
     yield Paragraph(provenance([results["environment"]]))
 
 
@@ -104,40 +100,31 @@ def what_was_asked(suite: Mapping[str, Any]) -> str:
 
 def picture(results: Mapping[str, Any], name: str, caption: str) -> Picture:
     """A curve as a figure and as a table."""
-    rows = []
-    for model, curve in curves_named(results, name):
-        for point in curve["points"]:
-            value, interval = _numbers(point, curve["is_fraction"])
-            place = f"{point['x']:,}" if isinstance(point["x"], int) else shown(point["x"])
-            marked = f"{place} (as trained)" if point["x"] == curve["trained_at"] else place
-            trivial = "–" if point["best_trivial"] is None else f"{100 * point['best_trivial']:.1f}"
-            rows.append((model["label"], marked, value, interval, trivial, point["note"] or ""))
-    first = curves_named(results, name)[0][1]
-    header = [
-        "model",
-        first["x"],
-        f"{first['y']} (%)" if first["is_fraction"] else first["y"],
-        "interval",
-        "best trivial rule",
-    ]
-    width = 5 if first["is_fraction"] and any(row[4] != "–" for row in rows) else 4
-    if any(row[5] for row in rows):
-        kept = [*range(width), 5]
-        header.append("note")
-    else:
-        kept = [*range(width)]
-    header = [*header[:width], *(["note"] if 5 in kept else [])]
-    table = Table(header, [[row[i] for i in kept] for row in rows], caption=f"Numbers: {name}", folded=True)
+    pairs = curves_named(results, name)
+    rows = [point_row(model, curve, point) for model, curve in pairs for point in curve["points"]]
+    first = pairs[0][1]
+    y = f"{first['y']} (%)" if first["is_fraction"] else first["y"]
+    header = ("model", first["x"], y, "interval", "best trivial rule", "note")
+    used = [i for i in range(len(header)) if i < 3 or any(row[i] not in ("–", "") for row in rows)]
+    table = Table(
+        [header[i] for i in used], [[row[i] for i in used] for row in rows], caption=f"Numbers: {name}", folded=True
+    )
     return Picture(curve_svg(results, name, caption), caption, table)
 
 
-def _numbers(point: Mapping[str, Any], is_fraction: bool) -> tuple[str, str]:
-    if point["value"] is None:
-        return "–", "–"
-    scale, form = (100, ".1f") if is_fraction else (1, ".4g")
-    interval = point["interval"]
-    ends = "–" if interval is None else " to ".join(f"{scale * end:{form}}" for end in interval)
-    return f"{scale * point['value']:{form}}", ends
+def point_row(model: Mapping[str, Any], curve: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, ...]:
+    """Model, place, value, interval, best trivial rule and note of a point."""
+    scale, form = (100, ".1f") if curve["is_fraction"] else (1, ".4g")
+
+    def number(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{value:,.0f}" if not curve["is_fraction"] and abs(value) >= 1e4 else f"{scale * value:{form}}"
+
+    place = f"{point['x']:,}" if isinstance(point["x"], int) else shown(point["x"])
+    place = f"{place} (as trained)" if point["x"] == curve["trained_at"] else place
+    interval = "–" if point["interval"] is None else " to ".join(map(number, point["interval"]))
+    return model["label"], place, number(point["value"]), interval, number(point["best_trivial"]), point["note"] or ""
 
 
 # ---- a sweep --------------------------------------------------------------------------------------------------------

@@ -104,19 +104,35 @@ def more_needles(sizes: Sizes, factor: float) -> Sizes:
 
 def longer_word(sizes: Sizes, factor: float) -> Sizes:
     """Rows of exactly the longest trained length times a factor."""
-    length = times(sizes, "sequence_length", factor)
-    return {"sequence_length": length, "min_symbols": length}
+    return _exactly(sizes, factor, sizes.get("tokens_per_element", 1))
+
+
+def longer_expression(sizes: Sizes, factor: float) -> Sizes:
+    """The same where a symbol, an operator and a digit, takes two tokens."""
+    return _exactly(sizes, factor, 2)
+
+
+def _exactly(sizes: Sizes, factor: float, width: int) -> Sizes:
+    symbols = max(1, round(factor * sizes["sequence_length"] / width))
+    return {"sequence_length": width * symbols, "min_symbols": symbols}
+
+
+def more_updates(sizes: Sizes, factor: float) -> Sizes:
+    """More overwritten keys, in a row that grows with them."""
+    return {"num_updates": times(sizes, "num_updates", factor), **longer(sizes, max(1.0, factor))}
 
 
 LENGTH = Axis("length", "sequence_length", "tokens in a row", longer)
 PAIRS = Axis("pairs and length", "num_pairs", "pairs, in a row that grows with them", more_pairs)
 PAIRS_ONLY = Axis("pairs", "num_pairs", "pairs, in a row of the trained length", more_pairs_only)
-WORD = Axis("length", "sequence_length", "symbols in a row", longer_word)
+UPDATES = Axis("updates and length", "num_updates", "updates, in a row that grows with them", more_updates)
+WORD = Axis("length", "sequence_length", "tokens in a row", longer_word)
+EXPRESSION = Axis("length", "sequence_length", "tokens in a row", longer_expression)
 
 AXES = MappingProxyType(
     {
         "mqar": (LENGTH, PAIRS_ONLY, PAIRS),
-        "mqar_update": (LENGTH, PAIRS_ONLY, PAIRS),
+        "mqar_update": (LENGTH, PAIRS, UPDATES),
         "associative_recall": (Axis("length", "sequence_length", "tokens in a row", more_recalled),),
         "in_context_recall": (LENGTH,),
         "noisy_recall": (LENGTH,),
@@ -128,7 +144,7 @@ AXES = MappingProxyType(
         "parity": (WORD,),
         "even_pairs": (WORD,),
         "cycle_navigation": (WORD,),
-        "modular_arithmetic": (WORD,),
+        "modular_arithmetic": (EXPRESSION,),
         "word_problem": (WORD,),
     }
 )
@@ -154,18 +170,19 @@ class Selection(Suite):
         self.facts = {**self.trained.facts, "factors": list(config.factors)}
 
     def evaluate(self, model: PreTrainedModel, name: str) -> dict[str, Any]:
-        """Accuracy as trained and along each axis; the facets as trained, and at the greatest length."""
+        """Accuracy as trained, along each axis, and by the facets as trained."""
         check_vocabulary(model, name, self.trained)
         try:
             scores = score(model, self.trained, self.config.batch_size)
         except ValueError as error:
             raise UsageError(f"--model {name} does not take the examples of {self.asked.name}: {error}") from error
-        metrics, curves = task_metrics(scores, self.facts), facet_curves(scores, self.facts)
+        metrics, curves = task_metrics(scores, self.facts), []
         for axis in AXES[self.asked.name]:
             curve, farthest = self._curve(model, axis)
-            curves.insert(0, curve)
+            curves.append(curve)
             if farthest is not None:
                 metrics.append(farthest)
+        curves += facet_curves(scores, self.facts)
         return {"state": state_facts(model, self.trained.input_ids), **measured(metrics, curves)}
 
     def _curve(self, model: PreTrainedModel, axis: Axis) -> tuple[Curve, Metric | None]:
@@ -180,7 +197,7 @@ class Selection(Suite):
                 continue
             points[place], scores, examples = self._point(model, place, changes, factor)
             if scores is not None and factor > 1:
-                name = f"accuracy at {place:,} {axis.size.replace('_', ' ')} ({factor:g} times as trained)"
+                name = f"accuracy by {axis.name}, {factor:g} times the trained {axis.size.replace('_', ' ')}"
                 facts = examples.facts
                 baselines = {"chance": facts["chance"], "best_trivial": facts["best_trivial"]}
                 farthest = fraction(name, scores.accuracy, facts["split"], **baselines)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from dsf_models.hub.metric import Metric
 from dsf_models.hub.usage import UsageError
-from evaluation.benchmarks.measure import MEASURES, extra_memory, interleave
+from evaluation.benchmarks.measure import MEASURES, interleave
 from evaluation.config import EvaluationConfig, SpeedOptions
 from evaluation.results import Curve, Point, measured, model_facts
 from evaluation.suites.base import Suite, load
@@ -203,22 +203,11 @@ def memory_of(model: PreTrainedModel, name: str, timed: Timed) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    module = "evaluation.suites.speed"
-    command = [sys.executable, "-m", module, name, timed.measure, str(timed.batch), str(timed.length)]
-    root = Path(__file__).resolve().parents[2]
     # A relative folder is one of the caller's.
-    command[3] = str(Path(name).resolve()) if Path(name).is_dir() else name
-    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
+    source = str(Path(name).resolve()) if Path(name).is_dir() else name
+    module = "evaluation.benchmarks.checkpoint_memory"
+    command = [sys.executable, "-m", module, source, timed.measure, str(timed.batch), str(timed.length)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    if found.returncode != 0:
+        raise UsageError(f"--model {name}: its memory cannot be measured ({found.stderr.strip().splitlines()[-1]}).")
     return int(found.stdout.split()[-1])
-
-
-def _print_memory(arguments: Sequence[str]) -> None:
-    """MODEL MEASURE BATCH LENGTH: print the bytes."""
-    name, measure, batch, length = arguments
-    model = load(name, _HEADS)
-    timed = Timed(measure, int(length), int(batch), int(batch) * int(length))
-    print(extra_memory(model, random_ids(model, timed), MEASURES[measure]))
-
-
-if __name__ == "__main__":
-    _print_memory(sys.argv[1:])

@@ -54,4 +54,6 @@ class Metric:
         """A value of this metric as text: in percent for a fraction, and a dash for None."""
         if value is None:
             return "–"
-        return f"{100 * value:.2f} %" if self.is_fraction else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        if self.is_fraction:
+            return f"{100 * value:.2f} %"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
