@@ -102,7 +102,7 @@ def accuracy(right: np.ndarray, example: np.ndarray) -> Proportion:
     counts = np.bincount(example)
     counts = counts[counts > 0]
     value = float(right.mean())
-    low, high = wilson_interval(value, counts.sum() ** 2 / (counts**2).sum())
+    low, high = wilson_interval(value, float(counts.sum() ** 2 / (counts**2).sum()))
     return Proportion(value, low, high, int(counts.sum()), len(counts))
 
 

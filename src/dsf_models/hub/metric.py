@@ -38,7 +38,8 @@ class Metric:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
-        return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
+        interval = None if self.interval is None else [float(end) for end in self.interval]
+        return asdict(self) | {"value": float(self.value), "interval": interval}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Metric":
