@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -33,10 +34,9 @@ from evaluation.checkpoints import load_tokenizer_of
 from evaluation.evaluate import check_output, check_recordable, record
 from evaluation.results import RESULTS, measured, model_facts, results
 from evaluation.scoring import wilson_interval
-from evaluation.state import state_bytes
 from evaluation.suites.base import load
 from evaluation.suites.perplexity import max_positions
-from evaluation.suites.task import agreed, load_record, looks_ahead
+from evaluation.suites.task import agreed, load_record, looks_ahead, state_facts
 from evaluation.tables import table
 
 FOLDER = Path(__file__).resolve().parent / "lm_eval_tasks"
@@ -49,6 +49,8 @@ INTERVAL = (
     "error, where it gives one."
 )
 _Z = 1.959964
+_STATE_AFTER = 64
+"""Tokens behind which the state is measured."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         model = load(name, ("CausalLM",))
         found = list(evaluate_tasks(model, tokenizer_of(name, model), name, managers, options))
         tasks = {task: facts for task, facts, _ in found}
-        state = {"bytes_per_sequence": state_bytes(model, model.dummy_inputs["input_ids"].to(model.device))}
         metrics = [metric for _, _, own in found for metric in own]
-        entries.append(model_facts(model, name, state | {"after_tokens": 5}) | measured(metrics))
+        state = state_facts(model, np.zeros((1, _STATE_AFTER), np.int64))
+        entries.append(model_facts(model, name, state) | measured(metrics))
     content = results(suite_facts(options, tasks), INTERVAL, entries, {"suite": "lm_eval", **vars(options)})
     with new_folder(folder) as unfinished:
         write_json(unfinished / RESULTS, content)

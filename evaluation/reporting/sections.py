@@ -209,6 +209,11 @@ def study_section(folder: Path) -> Iterator[Block]:
     for panel in dict.fromkeys(cell["panel"] for cell in cells):
         yield from panel_pictures(found, panel)
     yield Table(*cell_table(found))
+    if edges := [cell for cell in cells if cell.get("at_edge")]:
+        names = "; ".join(f"{cell['series']} at {shown(cell['x'])}" for cell in edges)
+        yield Paragraph(f"The best learning rate is at the edge of the range for: {names}.", "warning")
+    if any(cell.get("observations") for cell in cells):
+        yield Table(*observation_table(found), caption="Read from the checkpoints, one value for each seed.")
     if found["contrasts"]:
         yield Table(*contrast_table(found), caption="Differences between runs of the same seed, in points.")
     if (file := folder / FINDINGS).is_file():
@@ -246,8 +251,24 @@ def cell_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for cell in found["cells"]:
         sizes = [f"{cell['parameters']:,}", "–" if cell["state_bytes"] is None else f"{cell['state_bytes']:,}"]
-        rows.append([*(shown(cell[name]) for name in axes), *sizes, *share_cells(cell["accuracy"])])
-    return [*header, "parameters", "state, bytes", "mean %", "interval", "min–max", "seeds"], rows
+        solved = f"{100 * cell['success_rate']:.0f} %"
+        rows.append([*(shown(cell[name]) for name in axes), *sizes, *share_cells(cell["accuracy"]), solved])
+    return [*header, "parameters", "state, bytes", "mean %", "interval", "min–max", "seeds", "seeds > 99 %"], rows
+
+
+def observation_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was read from the checkpoints."""
+    axes = [name for name in ("panel", "series", "x") if found["axes"].get(name)]
+    cells = [cell for cell in found["cells"] if cell["observations"]]
+    names = list(dict.fromkeys(name for cell in cells for seen in cell["observations"] for name in seen))
+    rows = [
+        [
+            *(shown(cell[name]) for name in axes),
+            *("; ".join(shown(seen[name]) for seen in cell["observations"] if name in seen) or "–" for name in names),
+        ]
+        for cell in cells
+    ]
+    return [*(found["axes"][name]["label"] for name in axes), *map(short, names)], rows
 
 
 def contrast_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -310,7 +331,7 @@ def shown(value: Any) -> str:
     """A value in few characters."""
     if isinstance(value, list):
         return " ".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def _line(label: str, x: str, points: Sequence[Point]) -> dict[str, Any]:

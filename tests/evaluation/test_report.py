@@ -96,7 +96,9 @@ def cell(series: str, x: int, values: list[float]) -> dict:
         "min": values[0],
         "max": values[1],
     }
-    return {"panel": None, "series": series, "x": x, "accuracy": accuracy, "parameters": 10, "state_bytes": 20}
+    sizes = {"parameters": 10, "state_bytes": 20, "success_rate": 0.5, "at_edge": x == 8}
+    seen = [{"exponent": 1.25}, {"exponent": 0.75}]
+    return {"panel": None, "series": series, "x": x, "accuracy": accuracy, "observations": seen, **sizes}
 
 
 def write_study(folder: Path) -> None:
@@ -166,6 +168,8 @@ def test_both_files_say_the_same(written: Path, name: str) -> None:
         "The paper says so.",
         "Its numbers are not known.",
         "ssd minus s6",
+        "1.25; 0.75",
+        "ssd at 8",
         "More states help.",
         "abcdef012345",
         "with uncommitted changes",

@@ -6,6 +6,7 @@ README.md                   a section between two marks, and `model-index` in th
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class EvaluationRecord:
     @property
     def key(self) -> str:
         """Tells records of a folder apart: the same suite on the same data takes the place of the earlier record."""
-        return "_".join(("evaluation", self.suite, self.dataset, self.data_hash[:8]))
+        return re.sub(r"[^\w.-]+", "_", f"evaluation_{self.suite}_{self.dataset}_{self.data_hash[:8]}")
 
     @classmethod
     def load_all(cls, folder: Path) -> "tuple[EvaluationRecord, ...]":
