@@ -15,8 +15,11 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 class TextOptions:
     """Documents, and how a language model reads them."""
 
-    files: list[str] = field(default_factory=list)
-    """Files, folders or globs of text, JSON lines, CSV or Parquet."""
+    name: str = "text"
+    """What the documents are called in results and cards."""
+
+    files: str | list[str] = field(default_factory=list)
+    """A file, folder or glob of text, JSON lines, CSV or Parquet, or several of them."""
 
     column: str = "text"
     """Column that holds the text."""

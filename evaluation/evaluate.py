@@ -95,7 +95,7 @@ def record(content: Mapping[str, Any]) -> None:
     for model in content["models"]:
         EvaluationRecord(
             suite=content["config"]["suite"] or suite["name"],
-            dataset=suite["name"],
+            dataset=suite.get("dataset", suite["name"]),
             split=suite["split"],
             data_hash=suite["data_hash"],
             seed=suite["seed"],

@@ -68,7 +68,8 @@ def evaluation_section(results: Mapping[str, Any]) -> Iterator[Block]:
     suite = results["suite"]
     names = ", ".join(model["label"] for model in results["models"])
     kind = results["config"].get("suite") or suite["name"]
-    of = suite["name"] if kind == suite["name"] else f"{kind}: {suite['name']}"
+    data = suite.get("dataset", suite["name"])
+    of = data if kind == data else f"{kind}: {data}"
     yield Heading(2, f"{of} – {names}")
     yield Paragraph(what_was_asked(suite), "ours")
     yield Table(*metric_rows(results))

@@ -148,7 +148,7 @@ class Texts(Classification):
         chosen = slice(None, config.num_examples)
         ids = [tokenizer(document, split_special_tokens=True).input_ids[:TEXT_LENGTH] for document in texts[chosen]]
         self.data = Dataset.from_dict({"input_ids": ids, "labels": [classes[name] for name in labels[chosen]]})
-        self.facts = _facts("text", config.split, self.data) | {"seed": seed, "classes": list(classes)}
+        self.facts = _facts(text.name, config.split, self.data) | {"seed": seed, "classes": list(classes)}
 
 
 @torch.no_grad()

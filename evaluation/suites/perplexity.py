@@ -92,13 +92,13 @@ class Perplexity(Suite):
         self.words = np.array([len(text.split()) for text in self.texts], np.float64)
         self.facts = {
             "name": "perplexity",
+            "dataset": config.text.name,
             "split": "given",
             "seed": None,
             "data_hash": texts_hash(self.texts),
             "documents": len(self.texts),
             "bytes": int(self.bytes.sum()),
             "words": int(self.words.sum()),
-            "sizes": {"files": list(config.text.files), "documents": len(self.texts)},
         }
 
     def evaluate(self, model: PreTrainedModel, name: str) -> dict[str, Any]:

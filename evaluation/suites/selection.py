@@ -217,7 +217,7 @@ class Selection(Suite):
             examples = self._examples(changes)
             # Fewer rows at a time where they are longer, so that memory stays what it was.
             scores = score(model, examples, max(1, int(self.config.batch_size / max(1.0, factor))))
-        except (UsageError, ValueError) as error:
+        except (UsageError, ValueError, IndexError) as error:
             return Point(x=place, value=None, note=str(error).split("\n")[0]), None, None
         found, facts = scores.accuracy, examples.facts
         point = Point(

@@ -18,8 +18,6 @@ def evaluate(output_dir: Path, *models: Path | str, **changes: Any) -> dict[str,
     """Run an evaluation; the names of `changes` have `__` for the dot of a key."""
     words = ["--model", *map(str, models), "--output_dir", str(output_dir)]
     for name, value in changes.items():
-        if name.endswith("files"):
-            value = [str(value)]
         words += [f"--{name.replace('__', '.')}", str(value)]
     return main(parse_config(words))
 
