@@ -10,6 +10,7 @@ other task that the harness finds will do too. Needs the extra `evaluation`.
 """
 
 import argparse
+import importlib.metadata
 import json
 import logging
 import os
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         state = state_facts(model, np.zeros((1, _STATE_AFTER), np.int64))
         entries.append(model_facts(model, name, state) | measured(metrics))
     content = results(suite_facts(options, tasks), INTERVAL, entries, {"suite": "lm_eval", **vars(options)})
+    content["environment"]["versions"]["lm_eval"] = importlib.metadata.version("lm_eval")
     with new_folder(folder) as unfinished:
         write_json(unfinished / RESULTS, content)
     if options.record:
@@ -196,7 +198,9 @@ def evaluate_tasks(
         for part, numbers in found["results"].items():
             samples = found["samples"].get(part, [])
             facts = {"version": found["versions"].get(part), "documents": len(samples), "data_hash": hash_of(samples)}
-            facts["metadata"] = found["configs"].get(part, {}).get("metadata")
+            told = found["configs"].get(part, {}).get("metadata") or {}
+            # The harness adds where the task's file lies on this machine.
+            facts["metadata"] = {key: value for key, value in told.items() if key != "config_source"}
             yield part, facts, list(metrics_of(part, numbers, samples))
 
 

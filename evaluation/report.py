@@ -7,6 +7,7 @@ Nothing is computed anew and nothing is fetched: the page stands by itself, ligh
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -68,12 +69,17 @@ def content(folders: Sequence[Path]) -> list[Block]:
             "all measured by this project, with the machine, the seeds and the code that they come from."
         )
     ]
-    unknown = []
+    unknown, sections = [], {}
     for folder in folders:
         try:
-            blocks += section(folder)
+            sections[folder] = section(folder)
         except UsageError as error:
             unknown.append(str(error))
+    titles = Counter(first.text for first, *_ in sections.values())
+    for folder, (first, *rest) in sections.items():
+        # Sections of one title are told apart by their folders.
+        title = first.text if titles[first.text] == 1 else f"{first.text} ({folder.name})"
+        blocks += [Heading(first.level, title), *rest]
     if unknown:
         blocks.append(Heading(2, "What is not shown"))
         blocks += [Paragraph(message, "warning") for message in unknown]

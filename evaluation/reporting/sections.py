@@ -90,10 +90,15 @@ def what_was_asked(suite: Mapping[str, Any]) -> str:
         if key in suite
     ]
     parts = [f"Split {suite['split']}" + (f", {', '.join(counted)}" if counted else "")]
+    for name, task in suite.get("tasks", {}).items():
+        told = task["metadata"] or {}
+        told = {key: told[key] for key in ("seed", "sizes") if key in told}
+        described = "".join(f", {key} {shown(value)}" for key, value in told.items())
+        parts.append(f"{name}: {task['documents']:,} documents{described}")
     if suite["seed"] is not None:
         parts.append(f"seed {suite['seed']}")
     if suite["data_hash"]:
-        parts.append(f"SHA-256 of the data `{suite['data_hash'][:16]}…`")
+        parts.append(f"SHA-256 of the data begins with `{suite['data_hash'][:16]}`")
     if sizes := suite.get("sizes"):
         parts.append("sizes: " + ", ".join(f"{name} {shown(value)}" for name, value in sizes.items()))
     return "; ".join(parts) + "."
@@ -301,7 +306,7 @@ def run_provenance(finished: Sequence[Mapping[str, Any]]) -> str:
         {json.dumps(result["environment"], sort_keys=True): result["environment"] for result in finished}.values()
     )
     hours = sum(result["seconds"] for result in finished) / 3600
-    shown_hashes = ", ".join(f"`{one[:16]}…`" for one in hashes)
+    shown_hashes = ", ".join(f"`{one[:16]}`" for one in hashes)
     return (
         f"Seeds {', '.join(map(str, seeds))}; test data {shown_hashes}; {hours:.1f} hours of training. "
         + provenance(distinct)
@@ -332,6 +337,8 @@ def shown(value: Any) -> str:
     """A value in few characters."""
     if isinstance(value, list):
         return " ".join(map(shown, value))
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name} {shown(part)}' for name, part in value.items())})"
     return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
