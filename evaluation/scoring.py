@@ -51,16 +51,23 @@ class Proportion:
 
 
 @torch.no_grad()
-def right_answers(model: PreTrainedModel, input_ids: np.ndarray, labels: np.ndarray, batch_size: int) -> np.ndarray:
+def right_answers(
+    model: PreTrainedModel,
+    input_ids: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    attention_mask: np.ndarray | None = None,
+) -> np.ndarray:
     """Which scored positions a model answers right: where the highest logit at position t is that of labels[t].
 
     The logits are compared directly, never through the model's loss, whose labels may be shifted.
 
     Args:
-        model: any causal language model.
+        model: any causal language model, or classifier of tokens.
         input_ids: (b, t).
         labels: (b, t).
         batch_size: examples per forward pass.
+        attention_mask: (b, t), 0 at pads; None where there are none, or where none is ever read.
 
     Returns:
         Booleans of shape (n,), in the order of `labels[labels != -100]`.
@@ -69,7 +76,8 @@ def right_answers(model: PreTrainedModel, input_ids: np.ndarray, labels: np.ndar
     for start in range(0, len(input_ids), batch_size):
         batch = slice(start, start + batch_size)
         ids = torch.as_tensor(input_ids[batch], dtype=torch.long, device=model.device)
-        predicted = model(input_ids=ids, use_cache=False).logits.argmax(dim=-1).cpu().numpy()
+        mask = {} if attention_mask is None else {"attention_mask": torch.as_tensor(attention_mask[batch]).to(ids)}
+        predicted = model(input_ids=ids, **mask, use_cache=False).logits.argmax(dim=-1).cpu().numpy()
         scored = labels[batch] != IGNORE_INDEX
         right.append(predicted[scored] == labels[batch][scored])
     return np.concatenate(right)
@@ -94,7 +102,7 @@ def accuracy(right: np.ndarray, example: np.ndarray) -> Proportion:
     counts = np.bincount(example)
     counts = counts[counts > 0]
     value = float(right.mean())
-    low, high = wilson_interval(value, counts.sum() ** 2 / (counts**2).sum())
+    low, high = wilson_interval(value, float(counts.sum() ** 2 / (counts**2).sum()))
     return Proportion(value, low, high, int(counts.sum()), len(counts))
 
 

@@ -26,11 +26,13 @@ ROUNDS_TAKE = 40.0
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that calls `function` and returns the seconds it took."""
+    """Return a function that calls `function` and returns the seconds it took, those of an accelerator included."""
 
     def run() -> float:
+        _wait()
         start = time.perf_counter()
         function()
+        _wait()
         return time.perf_counter() - start
 
     return run
@@ -98,6 +100,12 @@ def extra_memory(model: PreTrainedModel, input_ids: Tensor, builder: Builder) ->
     _reset_peak()
     run()
     return max(_peak_bytes() - before, 0)
+
+
+def _wait() -> None:
+    """Wait for what an accelerator has been given to do."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _resident_bytes() -> int:

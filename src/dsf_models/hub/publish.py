@@ -9,6 +9,7 @@ from ..backbone.checkpoint import stale_weights
 from ..portable import ENTRY, FLAT
 from .card import folder_facts, model_card
 from .conversion.checkpoint import CARRIED_OVER
+from .evaluation_record import EVALUATIONS
 from .files import write_text
 from .usage import UsageError
 
@@ -21,6 +22,7 @@ _ALLOWED = (
     "model*.safetensors",
     "model.safetensors.index.json",
     "task.json",
+    EVALUATIONS,
     _CARD,
     f"{ENTRY}.py",
     f"{FLAT}*.py",

@@ -1,0 +1,95 @@
+"""What every suite owes. Adding one = one file with a subclass of `Suite`, and its line in `registry.SUITES`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from dsf_models.hub.usage import UsageError
+from evaluation.checkpoints import load_model
+from evaluation.config import EvaluationConfig
+from evaluation.figure import draw
+from evaluation.results import curve_names, model_facts
+
+_EVERYWHERE = {"model", "output_dir", "suite", "overwrite", "record"}
+"""Fields of the configuration that every suite reads."""
+
+
+class Suite(ABC):
+    """One evaluation: what models are asked, and how their answers are scored."""
+
+    uses: ClassVar[frozenset[str]]
+    """Fields of `EvaluationConfig` that the suite reads besides those that all do."""
+
+    heads: ClassVar[tuple[str, ...]] = ("CausalLM",)
+    """Kinds of models that it takes, as their classes end."""
+
+    recordable: ClassVar[bool] = True
+    """Whether what is found belongs to the checkpoint, rather than to the machine."""
+
+    interval: str
+    """What its intervals are."""
+
+    facts: dict[str, Any]
+    """name, split, seed, data_hash and whatever else says what the models are asked."""
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        refuse_unused(config, self.uses)
+        self.config = config
+
+    @abstractmethod
+    def evaluate(self, model: PreTrainedModel, name: str) -> dict[str, Any]:
+        """Measure one model.
+
+        Args:
+            model: on the device, in evaluation mode.
+            name: what it was loaded from.
+
+        Returns:
+            `state`, `metrics` and `curves` of its entry in the results, and keys of the suite's own.
+
+        Raises:
+            UsageError: where the model does not fit the suite.
+        """
+
+    def run(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Load and measure models one after the other.
+
+        Args:
+            names: folders or ids on the Hub.
+
+        Returns:
+            Their entries in the results.
+        """
+        return [self._entry(load(name, self.heads), name) for name in names]
+
+    def draw(self, results: Mapping[str, Any], folder: Path) -> None:
+        """Draw one figure for each curve into the folder of the results."""
+        for name in curve_names(results):
+            draw(results, name, folder / f"{name.replace(' ', '_')}.png")
+
+    def _entry(self, model: PreTrainedModel, name: str) -> dict[str, Any]:
+        found = self.evaluate(model, name)
+        return model_facts(model, name, found.pop("state")) | found
+
+
+def load(name: str, heads: Sequence[str]) -> PreTrainedModel:
+    """Load a model onto this machine's accelerator, or its CPU where there is none."""
+    return load_model(name, heads).to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
+def refuse_unused(config: EvaluationConfig, uses: frozenset[str]) -> None:
+    """Refuse what was given to a suite that does not read it.
+
+    Raises:
+        UsageError: naming the field.
+    """
+    default = EvaluationConfig(model=[], output_dir="")
+    for field in fields(config):
+        given = getattr(config, field.name)
+        if field.name not in _EVERYWHERE | uses and given != getattr(default, field.name):
+            raise UsageError(f"--{field.name} is {given}, which the suite {config.suite} does not read: leave it out.")

@@ -1,0 +1,193 @@
+"""Tasks in the manner of the Long Range Arena: ListOps, Pathfinder, texts read by bytes, images read by pixels.
+
+ListOps and Pathfinder are tasks of the zoo, answered at one position of each row. Texts and images are classified by a
+model with a head for sequences. Source: Y. Tay et al., arXiv:2011.04006; the texts and the images are others than its
+own, so that accuracies on them compare with ours alone.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from dsf_models.hub.metric import Metric
+from dsf_models.hub.usage import UsageError
+from dsf_models.tasks.images import VOCAB_SIZE, ImagesError, fashion_mnist, image_folder
+from dsf_models.tasks.listops import SMALL
+from dsf_models.tasks.text import TextError, byte_tokenizer
+from dsf_models.tasks.text.labelled import labelled_documents
+from evaluation.config import EvaluationConfig
+from evaluation.results import measured
+from evaluation.scoring import INTERVAL, accuracy
+from evaluation.suites.base import Suite
+from evaluation.suites.task import TaskSuite, fraction, load_record, looks_ahead, state_facts
+
+TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "listops": ("listops", {}),
+    "listops_small": ("listops", SMALL),
+    "pathfinder": ("pathfinder", {}),
+}
+"""Task and sizes of the tasks that are generated; sizes that the command line or a record names go before these."""
+TEXT_LENGTH = 4096
+"""Bytes of a text that are read, as in the Long Range Arena."""
+TEXT_FRACTIONS = {"validation": 0.1, "test": 0.2}
+"""Shares of the documents; training on texts for this suite is on `labelled_documents(files, "train", these)`."""
+
+
+def long_range_arena(config: EvaluationConfig) -> Suite:
+    """The suite of the task that `--lra.data` names, else the checkpoint's task record.
+
+    Raises:
+        UsageError: neither names a task of this suite.
+    """
+    data = config.lra.data or _recorded(config)
+    if data == "text":
+        return Texts(config)
+    return Pixels(config) if data == "pixels" else ArenaTask(config, data)
+
+
+class ArenaTask(TaskSuite):
+    """ListOps or Pathfinder."""
+
+    uses = TaskSuite.uses | {"lra"}
+
+    def __init__(self, config: EvaluationConfig, data: str) -> None:
+        name, sizes = TASKS[data]
+        chosen = {} if config.lra.data is None else sizes
+        super().__init__(config, name, chosen)
+
+
+class Classification(Suite):
+    """Sequences with one class each."""
+
+    heads = ("SequenceClassification",)
+    interval = INTERVAL
+
+    data: Dataset
+    """`input_ids` of each sequence and its class in `labels`."""
+
+    least_vocabulary: int
+    """Tokens that a model has to know."""
+
+    def evaluate(self, model: PreTrainedModel, name: str) -> dict[str, Any]:
+        """Accuracy, beside that of the most frequent class."""
+        self.check(model, name)
+        labels = np.array(self.data["labels"])
+        try:
+            right = predicted_classes(model, self.data["input_ids"], self.config.batch_size) == labels
+        except ValueError as error:
+            raise UsageError(f"--model {name} does not take the sequences of {self.facts['name']}: {error}") from error
+        found = accuracy(right, np.arange(len(right)))
+        counts = np.bincount(labels)
+        metric: Metric = fraction(
+            "accuracy",
+            found,
+            self.facts["split"],
+            chance=1 / len(counts),
+            best_trivial=float(counts.max() / len(labels)),
+        )
+        first = np.array([self.data[0]["input_ids"]])
+        return {"state": self._state(model, first), **measured([metric])}
+
+    def check(self, model: PreTrainedModel, name: str) -> None:
+        """Refuse a model with too few classes or tokens."""
+        classes, size = max(self.data["labels"]) + 1, model.get_input_embeddings().num_embeddings
+        if model.config.num_labels < classes or size < self.least_vocabulary:
+            raise UsageError(
+                f"--model {name} has {model.config.num_labels} classes and {size} tokens, but {self.facts['name']} has "
+                f"{classes} and {self.least_vocabulary}: it was not trained on it."
+            )
+
+    def _state(self, model: PreTrainedModel, first: np.ndarray) -> dict[str, Any]:
+        if looks_ahead(model):
+            return {"bytes_per_sequence": None, "after_tokens": first.shape[1]}
+        return state_facts(model.base_model, first)
+
+
+class Pixels(Classification):
+    """Fashion-MNIST, each image a row of 1,024 grey levels."""
+
+    uses = frozenset({"lra", "split", "num_examples", "batch_size"})
+    least_vocabulary = VOCAB_SIZE
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        super().__init__(config)
+        folder = Path(config.lra.folder) if config.lra.folder else image_folder()
+        try:
+            self.data = fashion_mnist(config.split, folder, config.num_examples)
+        except (ImagesError, ValueError) as error:
+            raise UsageError(f"--suite lra on pixels is refused: {error}") from error
+        self.facts = _facts("fashion_mnist", config.split, self.data)
+
+
+class Texts(Classification):
+    """Documents with a class each, read byte by byte."""
+
+    uses = frozenset({"lra", "split", "num_examples", "batch_size", "text", "seed"})
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        super().__init__(config)
+        text = config.text
+        if not text.files:
+            raise UsageError("--text.files is missing: give CSV files of documents with their classes.")
+        seed = config.seed or 0
+        try:
+            texts, labels = labelled_documents(
+                text.files, config.split, TEXT_FRACTIONS, column=text.column, label=text.label, seed=seed
+            )
+        except TextError as error:
+            raise UsageError(f"--text.files is refused: {error}") from error
+        tokenizer = byte_tokenizer()
+        self.least_vocabulary = len(tokenizer)
+        classes = {name: index for index, name in enumerate(sorted(set(labels)))}
+        chosen = slice(None, config.num_examples)
+        ids = [tokenizer(document, split_special_tokens=True).input_ids[:TEXT_LENGTH] for document in texts[chosen]]
+        self.data = Dataset.from_dict({"input_ids": ids, "labels": [classes[name] for name in labels[chosen]]})
+        self.facts = _facts(text.name, config.split, self.data) | {"seed": seed, "classes": list(classes)}
+
+
+@torch.no_grad()
+def predicted_classes(model: PreTrainedModel, sequences: list[list[int]], batch_size: int) -> np.ndarray:
+    """The class with the highest logit, of each sequence; sequences of one length are read together, without pads.
+
+    Args:
+        model: a classifier of sequences.
+        sequences: token ids.
+        batch_size: sequences per forward pass.
+
+    Returns:
+        Integers, one for each sequence.
+    """
+    found = np.zeros(len(sequences), np.int64)
+    by_length: dict[int, list[int]] = {}
+    for index, ids in enumerate(sequences):
+        by_length.setdefault(len(ids), []).append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            ids = torch.tensor([sequences[index] for index in batch], device=model.device)
+            mask = torch.ones_like(ids)
+            found[batch] = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1).cpu().numpy()
+    return found
+
+
+def _facts(name: str, split: str, data: Dataset) -> dict[str, Any]:
+    digest = sha256()
+    for row in data:
+        digest.update(np.array([*row["input_ids"], row["labels"]], "<i4").tobytes())
+    return {"name": name, "split": split, "seed": None, "num_examples": len(data), "data_hash": digest.hexdigest()}
+
+
+def _recorded(config: EvaluationConfig) -> str:
+    names = {record.name for model in config.model if (record := load_record(model)) is not None}
+    if len(names) == 1 and names <= {"listops", "pathfinder"}:
+        return names.pop()
+    raise UsageError(
+        "--lra.data is missing, and the checkpoints name no task of this suite: give listops, listops_small, "
+        "pathfinder, text or pixels."
+    )

@@ -1,0 +1,56 @@
+"""Documents with a class each, split by their own text."""
+
+import csv
+import sys
+from collections.abc import Mapping
+
+from dsf_models.tasks.text.documents import Paths, find_files, split_of
+from dsf_models.tasks.text.errors import TextError, require
+
+
+def labelled_documents(
+    paths: Paths,
+    split: str,
+    fractions: Mapping[str, float],
+    *,
+    column: str = "text",
+    label: str = "label",
+    seed: int = 0,
+) -> tuple[list[str], list[str]]:
+    """The documents of one split of CSV files, and their classes.
+
+    A document's own text decides which split it belongs to, see `split_of`, and one that occurs twice counts once: who
+    trains on "train" of the same fractions and seed has seen no document of "test".
+
+    Args:
+        paths: CSV files with a header, folders or globs of them.
+        split: "train", "validation" or "test".
+        fractions: of "validation" and "test".
+        column: holds the text.
+        label: holds the class.
+        seed: of the split.
+
+    Returns:
+        Texts and classes, in the order of the files.
+
+    Raises:
+        TextError: no CSV file, a file without these columns, or an empty split.
+    """
+    csv.field_size_limit(sys.maxsize)
+    found: dict[str, str] = {}
+    for file in find_files(paths):
+        require(file.suffix.lower() == ".csv", f"{file} is no CSV file: classes are read from CSV files.")
+        try:
+            with file.open(newline="", encoding="utf-8-sig") as lines:
+                table = csv.DictReader(lines)
+                for name in (column, label):
+                    known = table.fieldnames or []
+                    require(name in known, f"{file} has no column {name!r}; its columns: {', '.join(known)}")
+                for row in table:
+                    if (row[column] or "").strip():
+                        found.setdefault(row[column], row[label])
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise TextError(f"{file} cannot be read as CSV: {error}") from error
+    chosen = {text: name for text, name in found.items() if split_of(text, fractions, seed) == split}
+    require(bool(chosen), f"The split {split!r} of the documents is empty: give more documents.")
+    return list(chosen), list(chosen.values())

@@ -1,0 +1,59 @@
+"""Images as rows of tokens: the idx format, padding, splits that share nothing, and damage."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsf_models.tasks.images import VALIDATION_IMAGES, ImagesError, fashion_mnist, pixel_tokens, read_idx
+
+
+def write(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None:
+    header = struct.pack(">4I", 2051, *images.shape)
+    (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(
+        gzip.compress(struct.pack(">2I", 2049, len(labels)) + labels.tobytes())
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 12), ("t10k", 3)):
+        write(tmp_path, name, rng.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10)
+    return tmp_path
+
+
+def test_an_image_stands_in_the_middle_of_its_row() -> None:
+    image = np.full((1, 28, 28), 7, np.uint8)
+    image[0, 0, 0] = 9
+    row = pixel_tokens(image).reshape(32, 32)
+    assert row[2, 2] == 9
+    assert row[2:30, 2:30].sum() == row.sum() == 7 * 28 * 28 + 2
+
+
+def test_splits_share_no_image(folder: Path) -> None:
+    images = read_idx(folder / "train-images-idx3-ubyte.gz", "images")
+    train, validation, test = (fashion_mnist(split, folder) for split in ("train", "validation", "test"))
+    assert (len(train), len(validation), len(test)) == (6, 6, 3)  # half of so few; 5,000 of the real ones
+    assert VALIDATION_IMAGES == 5_000
+    assert train[5]["input_ids"] == pixel_tokens(images[5:6])[0].tolist()
+    assert validation[0]["input_ids"] == pixel_tokens(images[6:7])[0].tolist()
+    assert test["labels"][:] == [0, 1, 2]
+    assert len(fashion_mnist("test", folder, 2)) == 2
+
+
+def test_damage_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean test"):
+        fashion_mnist("tset", folder)
+    labels = folder / "t10k-labels-idx1-ubyte.gz"
+    with pytest.raises(ImagesError, match="holds no images in the idx format"):
+        read_idx(labels, "images")
+    labels.write_bytes(labels.read_bytes()[:-4])
+    with pytest.raises(ImagesError, match="is damaged"):
+        fashion_mnist("test", folder)
+    labels.unlink()
+    with pytest.raises(ImagesError, match=r"does not exist: fetch the images with scripts/fashion_mnist\.py"):
+        fashion_mnist("test", folder)

@@ -1,0 +1,38 @@
+"""Documents with classes: splits by their own text, duplicates once."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dsf_models.tasks.text import TextError, split_of
+from dsf_models.tasks.text.labelled import labelled_documents
+
+FRACTIONS = {"validation": 0.2, "test": 0.3}
+
+
+def write(file: Path, rows: list[list[str]]) -> Path:
+    with file.open("w", newline="") as target:
+        csv.writer(target).writerows(rows)
+    return file
+
+
+def test_every_document_is_in_one_split(tmp_path: Path) -> None:
+    rows = [[f"document {i}", str(i % 2)] for i in range(50)]
+    file = write(tmp_path / "a.csv", [["text", "label"], *rows, rows[3], ["  ", "1"]])
+    found = {split: labelled_documents(file, split, FRACTIONS, seed=1) for split in ("train", "validation", "test")}
+    assert sum(len(texts) for texts, _ in found.values()) == 50
+    for split, (texts, labels) in found.items():
+        assert all(split_of(text, FRACTIONS, 1) == split for text in texts)
+        assert labels == [str(int(text.split()[1]) % 2) for text in texts]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", [["text", "class"], ["x", "1"]])
+    with pytest.raises(TextError, match="has no column 'label'; its columns: text, class"):
+        labelled_documents(file, "test", FRACTIONS)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(TextError, match="is no CSV file"):
+        labelled_documents(tmp_path / "a.txt", "test", FRACTIONS)
+    with pytest.raises(TextError, match="is empty: give more documents"):
+        labelled_documents(file, "validation", FRACTIONS, label="class", seed=2)
