@@ -81,7 +81,7 @@ def token_importance(
 
 def importance_order(importance: Tensor) -> Tensor:
     """Return the tokens (b, t) of each input from the most important to the least; `.flip(1)` turns the order round."""
-    return importance.argsort(1, descending=True, stable=True)
+    return importance.argsort(dim=1, descending=True, stable=True)
 
 
 def global_order(importance: Tensor) -> Tensor:
