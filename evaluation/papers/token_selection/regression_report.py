@@ -17,15 +17,15 @@ FIGURE = "figure.png"
 _PAPER = (
     "**The paper.** Nishikawa & Suzuki (arXiv 2405.19036) state that an SSM learns piecewise γ-smooth functions at the "
     "rate of a Transformer, up to logarithms. No regression experiment of theirs is known to this project, and neither "
-    "are the constants and the power of the logarithm in their theorem. The exponent 2a†/(2a†+1) is that of the classes "
-    "as this project understands them."
+    "are the constants and the power of the logarithm in their theorem. The exponent 2a†/(2a†+1) is that of the "
+    "classes as this project understands them."
 )
 _OURS = (
-    "**Ours.** All of the experiment: functions, law of the tokens, noise, sieve, networks, budgets. Errors are squared "
-    "and taken against the function without noise, whose variance is 1; networks are selected by that error on a "
-    "validation split. Slopes and ratios have bootstrap intervals at 95 % over functions; with few of them they are "
-    "rough. Trained networks have an error of optimisation besides, so that their slope says nothing of the theorem's "
-    "rate: only the comparison of the two, and the dependence on the number of tokens, are read."
+    "**Ours.** All of the experiment: functions, law of the tokens, noise, sieve, networks, budgets. Errors are "
+    "squared and taken against the function without noise, whose variance is 1; networks are selected by that error "
+    "on a validation split. Slopes and ratios have bootstrap intervals at 95 % over functions; with few of them they "
+    "are rough. Trained networks have an error of optimisation besides, so that their slope says nothing of the "
+    "theorem's rate: only the comparison of the two, and the dependence on the number of tokens, are read."
 )
 _UNKNOWN = "**Not comparable.** Every number of the paper: there is none."
 
