@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from dsf_models.tasks.counter_rng import Floats, Ints
-from dsf_models.tasks.smooth import log_log_slope
 
 _DRAWINGS = 2000
 
@@ -52,7 +51,9 @@ def slope(sizes: Sequence[int], errors: Sequence[Sequence[float]]) -> Estimate:
         raise ValueError(
             f"errors is of shape {table.shape} for {len(sizes)} sizes: give one column each, at least two."
         )
-    return _estimate(len(table), lambda drawn: log_log_slope(np.array(sizes, float), table[drawn].mean(axis=0)))
+    x = np.log(np.array(sizes, np.float64))
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    return _estimate(len(table), lambda drawn: np.log(table[drawn].mean(axis=1)) @ weights)
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Estimate:
@@ -62,13 +63,14 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Estimate:
         ValueError: of different lengths, or a number that is not positive.
     """
     logs = np.log(_table([first])[0]) - np.log(_table([second])[0])
-    return _estimate(len(logs), lambda drawn: float(np.exp(logs[drawn].mean())))
+    return _estimate(len(logs), lambda drawn: np.exp(logs[drawn].mean(axis=1)))
 
 
-def _estimate(replicates: int, measure: Callable[[Ints], float]) -> Estimate:
+def _estimate(replicates: int, measure: Callable[[Ints], Floats]) -> Estimate:
+    """What `measure` makes of all replicates, and of drawings (drawings, replicates) of them."""
     drawings = np.random.default_rng(0).integers(0, replicates, (_DRAWINGS, replicates))
-    low, high = np.quantile([measure(drawn) for drawn in drawings], [0.025, 0.975]).tolist()
-    return Estimate(measure(np.arange(replicates)), (low, high))
+    low, high = np.quantile(measure(drawings), [0.025, 0.975]).tolist()
+    return Estimate(float(measure(np.arange(replicates)[None])[0]), (low, high))
 
 
 def _table(errors: Sequence[Sequence[float]]) -> Floats:
