@@ -76,8 +76,10 @@ def carry_out_oracle(study: OracleStudy, file: Path) -> None:
     """Compute the study of the oracle, unless the file has it."""
     if file.is_file() and read_json(file)["config"] == plain(study):
         return
+    environment = environment_facts()  # of the code that is at work, whatever is committed meanwhile
+    found = run_oracle(study)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**run_oracle(study), "environment": environment_facts()})
+    write_json(file, {**found, "environment": environment})
 
 
 def write_report(results: Path, size: str) -> None:
