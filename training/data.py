@@ -7,22 +7,19 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from dsf_models.backbone.loss import aligned_targets
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import IGNORE_INDEX, SyntheticTask, get_token_task
-from training.config import TaskConfig
+from dsf_models.tasks import IGNORE_INDEX, RegressionTask, SyntheticTask, Task, get_task
+from training.config import TaskConfig, TrainingConfig
+from training.readout import Batch, EachReadout, LastReadout, Readout, ValueReadout
 from training.score import Score
-
-Batch = dict[str, torch.Tensor]
-"""Arguments of the model by name: input_ids, labels and, where there are pads or documents, what tells of them."""
 
 _HELD_TOKENS = 2**25
 """Tokens of a split that are kept in memory (128 MiB a column)."""
@@ -94,15 +91,16 @@ class Examples(TrainingSource):
 
     @abstractmethod
     def columns(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of these indices (b,), made anew: arrays of shape (b, t)."""
+        """The rows of these indices (b,), made anew: arrays of shape (b, …)."""
 
     def rows(self, indices: np.ndarray) -> Batch:
-        """The rows of these indices (b,), as tensors of shape (b, t)."""
+        """The rows of these indices (b,), as tensors of shape (b, …): whole numbers as int64, real ones as they are."""
         if self._held is None:
             columns = self.columns(indices)
         else:
             columns = {name: column[indices] for name, column in self._held.items()}
-        return {name: torch.from_numpy(column).long() for name, column in columns.items()}
+        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return {name: column if column.is_floating_point() else column.long() for name, column in tensors.items()}
 
     def deliveries(self, step: int, share: Share, position: Mapping[str, Any]) -> Iterator[Delivery]:
         """As every source; each delivery is a pure function of (seed, step), so that no position is needed."""
@@ -116,12 +114,12 @@ class Examples(TrainingSource):
 class TaskExamples(Examples):
     """The first rows of a split of a synthetic task."""
 
-    def __init__(self, task: SyntheticTask, split: str, seed: int, count: int) -> None:
+    def __init__(self, task: Task, split: str, seed: int, count: int) -> None:
         self._task, self._split, self._seed = task, split, seed
         super().__init__(count, task.sequence_length)
 
     def columns(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of these indices (b,): arrays of shape (b, t)."""
+        """The rows of these indices (b,): arrays of shape (b, …)."""
         return self._task.examples(self._split, self._seed, indices.astype(np.uint64))
 
 
@@ -132,20 +130,11 @@ class RunData(ABC):
     name: str
     """What the data are called."""
 
-    vocab_size: int
-    """Number of token ids."""
-
-    pad_token_id: int | None
-    """Token that fills up shorter rows."""
-
-    eos_token_id: int | None
-    """Token that ends a document."""
-
     sequence_length: int
     """Tokens of a row, t."""
 
-    label_alignment: Literal["next", "same"]
-    """Whether the output at t is scored against labels[t + 1] or labels[t]."""
+    readout: Readout
+    """How a model answers, and how its answers are scored."""
 
     train: TrainingSource
     """What the model learns from."""
@@ -159,10 +148,8 @@ class RunData(ABC):
     selected_by: Literal["accuracy", "loss"]
     """What makes one model better than another on the validation split."""
 
-    def targets(self, batch: Batch) -> torch.Tensor:
-        """What each output of a batch is scored against, (b, t); -100 where nothing is."""
-        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        return aligned_targets(batch["labels"], self.label_alignment, mask)
+    def check(self, training: TrainingConfig) -> None:  # noqa: B027  most data refuse nothing
+        """Raise UsageError where the loop is told something that these data do not have."""
 
     @abstractmethod
     def report(self, score: Score) -> dict[str, float]:
@@ -177,12 +164,23 @@ class RunData(ABC):
         """What the best rule without a network reaches on a split, in the number of `selected_by`; None if unknown."""
 
 
+_Task = TypeVar("_Task", bound=Task)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TaskData(RunData):
+class GeneratedData(RunData, Generic[_Task]):
     """A synthetic task and its three disjoint splits."""
 
-    task: SyntheticTask
-    """What the examples are made by."""
+    task: _Task
+    """What the training examples are made by."""
+
+    evaluated: _Task
+    """What those of validation and test are made by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData(GeneratedData[SyntheticTask]):
+    """A task of tokens."""
 
     def report(self, score: Score) -> dict[str, float]:
         """Loss, accuracy and accuracy of whole rows."""
@@ -200,34 +198,74 @@ class TaskData(RunData):
         return self.task.best_trivial
 
 
-def load_task_data(config: TaskConfig) -> TaskData:
+@dataclass(frozen=True, kw_only=True)
+class RegressionData(GeneratedData[RegressionTask]):
+    """A task of real numbers: learned from noisy labels, evaluated on labels without noise."""
+
+    def check(self, training: TrainingConfig) -> None:
+        """Refuse a target accuracy."""
+        if training.target_accuracy is not None:
+            raise UsageError(
+                f"training.target_accuracy is {training.target_accuracy}, but the answers of {self.name} are real "
+                "numbers: use null."
+            )
+
+    def report(self, score: Score) -> dict[str, float]:
+        """The mean squared error, also as the loss, and R², the share of the variance that the model explains.
+
+        R² = 1 - mse / variance
+        """
+        return {"loss": score.loss, "mse": score.loss, "r2": 1 - score.loss / self.evaluated.constant_mse}
+
+    def summary(self, score: Score, split: str) -> str:
+        """The squared error beside that of the best constant."""
+        numbers = self.report(score)
+        constant = self.evaluated.constant_mse
+        return f"squared error {score.loss:.4g}  (best constant {constant:.4g})  R² {numbers['r2']:.4f}"
+
+    def best_trivial(self, split: str) -> float:
+        """The squared error of the best constant, the variance of the function."""
+        return self.evaluated.constant_mse
+
+
+def load_task_data(config: TaskConfig) -> TaskData | RegressionData:
     """Make the three splits of a task.
 
     Raises:
-        UsageError: for an unknown task, for one of real numbers or whose answers are all read from the last output, and
-            for sizes that it refuses.
+        UsageError: for an unknown task, and for sizes that it refuses.
     """
-    counts = {
-        "train": config.train_examples,
-        "validation": config.validation_examples,
-        "test": config.test_examples,
-    }
     try:
-        task = get_token_task(config.name, **config.sizes)
-        splits = {split: TaskExamples(task, split, config.seed, count) for split, count in counts.items()}
+        task = get_task(config.name, **config.sizes)
+        return _regression_data(task, config) if isinstance(task, RegressionTask) else _token_data(task, config)
     except (ValueError, TypeError) as error:
         raise UsageError(f"The section `task` is refused: {error}") from error
-    return TaskData(
-        name=config.name,
-        vocab_size=task.vocab_size,
-        pad_token_id=task.pad_token_id,
-        eos_token_id=None,
-        sequence_length=task.sequence_length,
-        label_alignment="same",
-        **splits,
-        selected_by="accuracy",
-        task=task,
-    )
+
+
+def _token_data(task: SyntheticTask, config: TaskConfig) -> TaskData:
+    ids = {"vocab_size": task.vocab_size, "pad_token_id": task.pad_token_id}
+    readouts: dict[str, Callable[[], Readout]] = {
+        "each": lambda: EachReadout(**ids, label_alignment="same"),
+        "last": lambda: LastReadout(**ids, sequence_length=task.sequence_length),
+    }
+    common = _generated(task, task, config)
+    return TaskData(**common, readout=readouts[task.readout](), selected_by="accuracy")
+
+
+def _regression_data(task: RegressionTask, config: TaskConfig) -> RegressionData:
+    readout = ValueReadout(num_inputs=task.num_inputs)
+    return RegressionData(**_generated(task, task.without_noise(), config), readout=readout, selected_by="loss")
+
+
+def _generated(task: Task, evaluated: Task, config: TaskConfig) -> dict[str, Any]:
+    return {
+        "name": config.name,
+        "sequence_length": task.sequence_length,
+        "train": TaskExamples(task, "train", config.seed, config.train_examples),
+        "validation": TaskExamples(evaluated, "validation", config.seed, config.validation_examples),
+        "test": TaskExamples(evaluated, "test", config.seed, config.test_examples),
+        "task": task,
+        "evaluated": evaluated,
+    }
 
 
 # ---- which rows are whose -------------------------------------------------------------------------------------------
@@ -258,7 +296,7 @@ def evaluation_batches(
     """One process's share of a split, in as many batches on every process, so that all of them call the model equally.
 
     Yields:
-        A batch, and how many of its rows count; the others repeat row 0 and have no labels.
+        A batch, and how many of its rows count; the others repeat row 0, and their labels are not scored.
     """
     most = -(-len(examples) // num_processes)
     own = np.arange(process, len(examples), num_processes)

@@ -18,13 +18,11 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import IGNORE_INDEX
 from training.checkpoint import Progress, best_folder, save_best, save_checkpoint
 from training.config import TrainConfig
 from training.data import Batch, Delivery, Prefetched, RunData, to_device
 from training.interruption import EXIT_STATUS, Interruption
 from training.metrics import MetricsLog, score_split
-from training.model import answers_loss
 from training.publish import publish
 from training.result import write_result
 from training.score import Score
@@ -118,7 +116,7 @@ def timed_step(run: Run, deliveries: Prefetched) -> tuple[dict[str, Tensor | flo
 def training_step(run: Run, delivery: Delivery) -> tuple[dict[str, Tensor | float], bool]:
     """One optimiser step on the global batch of this step.
 
-        loss = sum over all answers of the batch of -log p(answer) / number of answers of the batch
+        loss = sum over all answers of the batch of their losses / number of answers of the batch
 
     The number counts all processes and parts, so that sharing a batch out changes nothing, also where parts differ in
     their number of answers. Where the gradient is not finite the weights are left alone.
@@ -131,8 +129,8 @@ def training_step(run: Run, delivery: Delivery) -> tuple[dict[str, Tensor | floa
         UsageError: too many steps in a row had no finite gradient.
     """
     training, accelerator = run.config.training, run.accelerator
-    targets = [run.data.targets(part) for part in delivery.parts]
-    answers, ends = agree(run, sum(int((target != IGNORE_INDEX).sum()) for target in targets))
+    targets = [run.data.readout.targets(part) for part in delivery.parts]
+    answers, ends = agree(run, sum(map(run.data.readout.count, targets)))
     loss = torch.zeros((), device=accelerator.device)
     for i, (part, target) in enumerate(zip(delivery.parts, targets, strict=True)):
         with nullcontext() if i == len(targets) - 1 else accelerator.no_sync(run.model):
@@ -151,7 +149,8 @@ def training_step(run: Run, delivery: Delivery) -> tuple[dict[str, Tensor | floa
 def forward(run: Run, part: Batch, targets: Tensor, answers: Tensor) -> Tensor:
     """Return the loss of one part of a batch: the sum over its answers, over the answers of the whole batch."""
     inputs = to_device({name: part[name] for name in part if name != "labels"}, run.accelerator.device)
-    return answers_loss(run.model, run.model_config, inputs, targets.to(run.accelerator.device), answers)
+    targets = targets.to(run.accelerator.device)
+    return run.data.readout.loss(run.model, run.model_config, inputs, targets, answers)
 
 
 def agree(run: Run, answers: int) -> tuple[Tensor, bool]:

@@ -10,13 +10,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from dsf_models.hub.files import write_text
-from dsf_models.tasks import IGNORE_INDEX
 from training.data import RunData, evaluation_batches, to_device
-from training.model import answers_logits
 from training.score import Score
 
 
@@ -36,35 +33,15 @@ def score_split(model: nn.Module, data: RunData, split: str, accelerator: Accele
     """
     was_training = model.training
     model.eval()
-    sums = np.zeros(5)
+    sums = []
     share = accelerator.process_index, accelerator.num_processes
     for batch, counted in evaluation_batches(getattr(data, split), rows_per_batch, *share):
-        targets = data.targets(batch).to(accelerator.device)
+        targets = data.readout.targets(batch).to(accelerator.device)
         inputs = to_device({name: batch[name] for name in batch if name != "labels"}, accelerator.device)
-        scored = targets != IGNORE_INDEX
         with accelerator.autocast():
-            logits = answers_logits(model, model.config, inputs, scored)
-        sums += _sums(logits, targets, scored, counted)
+            sums.append(data.readout.sums(model, inputs, targets, counted))
     model.train(was_training)
-    loss, right, answers, right_rows, num_rows = np.sum(gather_object([sums]), axis=0).tolist()
-    return Score(loss=loss / answers, accuracy=right / answers, row_accuracy=right_rows / num_rows)
-
-
-def _sums(logits: Tensor, targets: Tensor, scored: Tensor, counted: int) -> np.ndarray:
-    """Sums over a batch: loss, right answers, answers, examples with all answers right, examples.
-
-    Args:
-        logits: (n, v), of the scored positions.
-        targets: (b, t).
-        scored: (b, t), of which n are true.
-        counted: rows that are examples; the ones behind them fill up the batch.
-    """
-    loss = cross_entropy(logits.float(), targets[scored], reduction="sum")
-    wrong = torch.zeros_like(scored)
-    wrong[scored] = logits.argmax(-1) != targets[scored]
-    answers = scored.sum().item()
-    right_rows = (~wrong[:counted].any(dim=-1)).sum().item()
-    return np.array([loss.item(), answers - wrong.sum().item(), answers, right_rows, counted])
+    return data.readout.score(np.sum(gather_object([np.sum(sums, axis=0)]), axis=0))
 
 
 class MetricsLog:

@@ -17,7 +17,7 @@ from dsf_models.hub.provenance import git_commit, has_uncommitted_changes, libra
 from dsf_models.hub.task_record import TaskRecord
 from training.checkpoint import Progress
 from training.config import TrainConfig
-from training.data import Examples, RunData, TaskData
+from training.data import Examples, GeneratedData, RegressionData, RunData, TaskData
 from training.score import Score
 from training.text_data import TextData
 
@@ -51,8 +51,8 @@ def save_inputs(data: RunData, config: TrainConfig, folder: Path) -> None:
     raise NotImplementedError(type(data).__name__)
 
 
-@save_inputs.register
-def _(data: TaskData, config: TrainConfig, folder: Path) -> None:
+@save_inputs.register(GeneratedData)
+def _(data: GeneratedData, config: TrainConfig, folder: Path) -> None:
     task_record(config, data).save(folder)
 
 
@@ -61,7 +61,7 @@ def _(data: TextData, config: TrainConfig, folder: Path) -> None:
     data.tokenizer.save_pretrained(folder)
 
 
-def task_record(config: TrainConfig, data: TaskData) -> TaskRecord:
+def task_record(config: TrainConfig, data: GeneratedData) -> TaskRecord:
     """What the checkpoint says about its task."""
     description = data.task.describe()
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -70,8 +70,8 @@ def task_record(config: TrainConfig, data: TaskData) -> TaskRecord:
         sizes=description["sizes"],
         seed=config.task.seed,
         num_examples={split: len(examples) for split, examples in splits.items()},
-        data_hash={"test": data.task.data_hash("test", config.task.seed, len(data.test))},
-        description=description,
+        data_hash={"test": test_hash(config, data)},
+        description=description | {"evaluated_sizes": data.evaluated.describe()["sizes"]},
     )
 
 
@@ -85,16 +85,41 @@ def data_facts(data: RunData, config: TrainConfig, score: Score) -> dict[str, An
 def _(data: TaskData, config: TrainConfig, score: Score) -> dict[str, Any]:
     baselines = {"chance": data.task.chance, "best_trivial": data.task.best_trivial}
     return {
-        "task": config.task.name,
-        "task_sentence": inspect.getdoc(type(data.task)).splitlines()[0],
-        "task_sizes": data.task.describe()["sizes"],
+        **task_facts(config, data),
         "metrics": [
             Metric(name="accuracy", split="test", value=score.accuracy, **baselines),
             Metric(name="row accuracy", split="test", value=score.row_accuracy),
         ],
-        "data_seed": config.task.seed,
-        "data_hash": data.task.data_hash("test", config.task.seed, len(data.test)),
     }
+
+
+@data_facts.register
+def _(data: RegressionData, config: TrainConfig, score: Score) -> dict[str, Any]:
+    numbers, constant = data.report(score), data.best_trivial("test")
+    number = {"is_fraction": False, "split": "test"}
+    return {
+        **task_facts(config, data),
+        "metrics": [
+            Metric(name="mse", kind="mse", value=numbers["mse"], best_trivial=constant, **number),
+            Metric(name="R²", kind="r_squared", value=numbers["r2"], best_trivial=0.0, **number),
+        ],
+    }
+
+
+def task_facts(config: TrainConfig, data: GeneratedData) -> dict[str, Any]:
+    """What `TrainingFacts` say about a synthetic task."""
+    return {
+        "task": config.task.name,
+        "task_sentence": inspect.getdoc(type(data.task)).splitlines()[0],
+        "task_sizes": data.task.describe()["sizes"],
+        "data_seed": config.task.seed,
+        "data_hash": test_hash(config, data),
+    }
+
+
+def test_hash(config: TrainConfig, data: GeneratedData) -> str:
+    """SHA-256 of the test split."""
+    return data.evaluated.data_hash("test", config.task.seed, len(data.test))
 
 
 @data_facts.register
@@ -139,6 +164,7 @@ def card_facts(
     architecture = get_architecture(config.model["architecture"])
     training = TrainingFacts(
         **data_facts(data, config, score),
+        convention=data.readout.convention,
         seed=config.run.seed,
         steps=progress.best_step,
         examples_seen=progress.best_step * config.training.batch_size,
@@ -154,7 +180,7 @@ def card_facts(
         output_matrix=architecture.output_matrix,
         parameters=model.num_parameters(),
         state_bytes={} if model.config.looks_ahead else state_sizes(model.config),
-        head="token_classification" if model.config.looks_ahead else "causal_lm",
+        head=data.readout.head(model.config),
         label_alignment=model.config.label_alignment,
         tokenizer=not training.synthetic,
         training=training,

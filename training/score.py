@@ -10,13 +10,13 @@ class Score:
     """How well a model answers the scored positions of a split."""
 
     loss: float
-    """Cross-entropy per answer, in nats."""
+    """Cross-entropy per answer, in nats; of answers that are real numbers the squared error."""
 
-    accuracy: float
-    """Fraction of answers that are right."""
+    accuracy: float | None = None
+    """Fraction of answers that are right; None where they are real numbers."""
 
-    row_accuracy: float
-    """Fraction of examples whose answers are all right."""
+    row_accuracy: float | None = None
+    """Fraction of examples whose answers are all right; None where they are real numbers."""
 
     def is_better_than(self, other: "Score | None", by: Literal["accuracy", "loss"]) -> bool:
         """Whether the criterion is better, or of equal accuracies the loss; a loss that is not a number never is."""

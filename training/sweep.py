@@ -195,7 +195,9 @@ def failure_of(folder: Path, name: str, exit_code: int) -> dict[str, Any] | None
 def outcome(folder: Path, name: str) -> str:
     """A finished run in a few words."""
     result = json.loads((folder / "runs" / name / RESULT).read_text(encoding="utf-8"))
-    return f"{100 * result['test']['accuracy']:.2f} % after {result['steps']} steps, {result['seconds']:.0f} s"
+    test = result["test"]
+    reached = f"{100 * test['accuracy']:.2f} %" if "accuracy" in test else f"loss {test['loss']:.4g}"
+    return f"{reached} after {result['steps']} steps, {result['seconds']:.0f} s"
 
 
 def log_of(folder: Path, name: str) -> Path:

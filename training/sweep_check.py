@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -10,20 +10,11 @@ from dsf_models.hub.usage import UsageError
 from training.config import TrainConfig, config_to_dict
 from training.data import Share, load_task_data
 from training.model import build_model, check_model_runs
+from training.readout import EachReadout
 from training.sweep_plan import PlannedRun
 
 _SOME_VOCABULARY = 50_257
 """Tokens of a tokenizer that is not looked at."""
-
-
-@dataclass(frozen=True)
-class _TextShape:
-    """What text decides of a model, as far as its section says it."""
-
-    vocab_size: int
-    label_alignment: str = "next"
-    pad_token_id: int | None = None
-    eos_token_id: int | None = None
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
@@ -53,15 +44,17 @@ def check_run(config: TrainConfig) -> None:
     Text is not read: the run finds out about it.
     """
     if config.text is not None:
-        decided = _TextShape(config.text.vocab_size or _SOME_VOCABULARY)
+        readout = EachReadout(vocab_size=config.text.vocab_size or _SOME_VOCABULARY, label_alignment="next")
         batch = {"input_ids": torch.zeros(1, config.text.block_size, dtype=torch.long)}
         name = config.text.name
     else:
         few = replace(config.task, train_examples=config.training.batch_size, validation_examples=1, test_examples=1)
-        decided = load_task_data(few)
+        data = load_task_data(few)
+        data.check(config.training)
         parts, seed = config.training.gradient_accumulation_steps, config.run.seed
         share = Share(batch_size=config.training.batch_size, parts=parts, process=0, num_processes=1, seed=seed)
-        batch, name = next(iter(decided.train.deliveries(0, share, {}))).parts[0], decided.name
+        batch = next(iter(data.train.deliveries(0, share, {}))).parts[0]
+        readout, name = data.readout, data.name
     with torch.device("meta"):
-        model = build_model(config.model, decided)
+        model = build_model(config.model, readout)
     check_model_runs(model, batch, name)

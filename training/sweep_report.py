@@ -18,7 +18,7 @@ def markdown(rows: Sequence[Row], runs: Sequence[RunRecord]) -> str:
     finished = sum(run.result is not None for run in runs)
     best = [_best_cells(row) for row in rows]
     parts = [f"{finished} of {len(runs)} runs have finished.", "", markdown_table(best, _best_header(rows), code=False)]
-    parts += ["", f"Accuracies in %, on the test split; the best point is chosen on the validation split. {_LEGEND}"]
+    parts += ["", _legend(rows)]
     parts += [f"\nWarning: {warning}" for warning in warnings(rows)]
     if any(len(row.points) > 1 for row in rows):
         names = list(rows[0].points[0].axes)
@@ -26,6 +26,13 @@ def markdown(rows: Sequence[Row], runs: Sequence[RunRecord]) -> str:
         cells = [_point_cells(point, names) for row in rows for point in row.points]
         parts += ["", "## Every point", "", markdown_table(cells, header, code=False)]
     return "\n".join(parts) + "\n"
+
+
+def _legend(rows: Sequence[Row]) -> str:
+    """What the numbers are; the rows of a sweep are told in one kind of them, or have no result yet."""
+    if any(point.losses and not point.has_accuracy for row in rows for point in row.points):
+        return "Losses (squared errors), on the test split; the best point is chosen on the validation split."
+    return f"Accuracies in %, on the test split; the best point is chosen on the validation split. {_LEGEND}"
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
@@ -53,10 +60,11 @@ def _best_cells(row: Row) -> tuple[str, ...]:
     if row.best is None:
         return (*map(_text, row.axes.values()), *["–"] * (len(_best_header([row])) - len(row.axes)))
     cells = _point_cells(row.best, names)
-    sizes = (f"{row.best.parameters:,}", f"{row.best.state_bytes:,}")
+    state_bytes = "–" if row.best.state_bytes is None else f"{row.best.state_bytes:,}"
+    sizes = (f"{row.best.parameters:,}", state_bytes)
     window = "–" if row.window is None else f"{100 * row.window:.0f} %"
     first, rest = cells[: len(row.axes)], cells[len(row.axes) : -1]
-    trivial = "–" if row.baselines is None else _percent(row.baselines["best_trivial"])
+    trivial = "–" if row.baselines is None else _score(row.best, row.baselines["best_trivial"])
     return (*first, *sizes, *rest, window, trivial)
 
 
@@ -65,13 +73,13 @@ def _point_cells(point: Point, names: Sequence[str]) -> tuple[str, ...]:
     axes = [_text(point.axes[name]) for name in names]
     test = point.test
     if test is None:
-        return (*axes, "–", "–", "–", "–", f"0/{point.planned}", "–", "–")
+        return (*axes, "–", "–", "–", "–", f"{point.finished}/{point.planned}", "–", "–")
     return (
         *axes,
-        _percent(point.validation),
-        _percent(test["mean"]),
-        f"{_percent(test['min'])}–{_percent(test['max'])}",
-        f"{100 * test['success_rate']:.0f} %",
+        _score(point, point.validation if point.has_accuracy else point.validation_loss),
+        _score(point, test["mean"]),
+        f"{_score(point, test['min'])}–{_score(point, test['max'])}",
+        f"{100 * test['success_rate']:.0f} %" if point.has_accuracy else "–",
         f"{point.finished}/{point.planned}",
         f"{point.steps:,.0f}",
         f"{point.seconds:,.0f}",
@@ -86,5 +94,8 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
+def _score(point: Point, number: float | None) -> str:
+    """An accuracy in %, or a loss as it is."""
+    if number is None:
+        return "–"
+    return f"{100 * number:.2f}" if point.has_accuracy else f"{number:.4g}"

@@ -58,13 +58,16 @@ class Point:
     """Number of those with a result."""
 
     validation: float | None = None
-    """Mean validation accuracy of the selected weights."""
+    """Mean validation accuracy of the selected weights; None where answers are real numbers."""
 
     validation_loss: float | None = None
     """Their mean loss; None where a run has no finite one."""
 
     accuracies: Sequence[float] = ()
-    """Test accuracy of each finished run."""
+    """Test accuracy of each finished run; empty where answers are real numbers."""
+
+    losses: Sequence[float] = ()
+    """Test loss of each finished run; empty where one is not finite."""
 
     selected_by: str | None = None
     """What the runs select their weights by: "accuracy" or "loss"."""
@@ -87,16 +90,21 @@ class Point:
         return self.finished == self.planned
 
     @property
-    def test(self) -> dict[str, float] | None:
-        """Mean, least and greatest test accuracy over the seeds, and the share of seeds above `SOLVED`."""
-        if not self.accuracies:
+    def has_accuracy(self) -> bool:
+        """Whether the point is told in accuracies; otherwise in losses, which are squared errors of real numbers."""
+        return self.validation is not None
+
+    @property
+    def test(self) -> dict[str, float | None] | None:
+        """Mean, least and greatest test score over the seeds, and the share of seeds whose accuracy is above `SOLVED`.
+
+        Scores are accuracies, or losses where there is no accuracy and so no share either.
+        """
+        scores = self.accuracies if self.has_accuracy else self.losses
+        if not scores:
             return None
-        return {
-            "mean": mean(self.accuracies),
-            "min": min(self.accuracies),
-            "max": max(self.accuracies),
-            "success_rate": mean(accuracy > SOLVED for accuracy in self.accuracies),
-        }
+        solved = mean(accuracy > SOLVED for accuracy in self.accuracies) if self.has_accuracy else None
+        return {"mean": mean(scores), "min": min(scores), "max": max(scores), "success_rate": solved}
 
     def rank(self) -> tuple[float, ...]:
         """Higher is better: what the runs select their weights by, accuracy before a low loss, or a low loss alone."""
@@ -122,7 +130,7 @@ class Row:
     """The best complete point by validation, or None before there is one."""
 
     baselines: Mapping[str, float] | None
-    """Accuracy of guessing and of the best trivial rule, where these are known."""
+    """Accuracy of guessing and of the best trivial rule, where these are known; for losses, that of the rule alone."""
 
     window: float | None
     """Width of the good window, see `window_width`; None where no learning rate was swept or none is any good."""
@@ -212,7 +220,10 @@ def _row(pairs: Sequence[tuple[Point, Sequence[RunRecord]]], tuned: Sequence[str
     if swept:
         points.sort(key=lambda point: point.axes[LEARNING_RATE])
     results = [run.result for _, group in pairs for run in group if run.result is not None]
-    baselines = results[0]["baselines"] if results and results[0]["baselines"]["of"] == "accuracy" else None
+    by_accuracy = any(point.has_accuracy for point in points)
+    baselines = results[0]["baselines"] if results else None
+    if baselines is not None and baselines["of"] != ("accuracy" if by_accuracy else "mse"):
+        baselines = None
     trivial = 0.0 if baselines is None else baselines["best_trivial"]
     complete = [point for point in points if point.complete]
     best = max(complete, key=Point.rank, default=None)
@@ -223,7 +234,7 @@ def _row(pairs: Sequence[tuple[Point, Sequence[RunRecord]]], tuned: Sequence[str
         points=points,
         best=best,
         baselines=baselines,
-        window=window_width(scores, trivial) if swept and best else None,
+        window=window_width(scores, trivial) if swept and best and by_accuracy else None,
         at_edge=swept and best is not None and best.axes[LEARNING_RATE] in (min(rates), max(rates)),
     )
 
@@ -233,18 +244,26 @@ def _point(runs: Sequence[RunRecord]) -> Point:
     common = {"axes": runs[0].axes, "planned": len(runs), "finished": len(results)}
     if not results:
         return Point(**common)
-    losses = [result["validation"]["loss"] for result in results]
+    accuracy, accuracies = _numbers(results, "validation", "accuracy"), _numbers(results, "test", "accuracy")
+    loss = _numbers(results, "validation", "loss")
     return Point(
         **common,
-        validation=mean(result["validation"]["accuracy"] for result in results),
-        validation_loss=None if None in losses else mean(losses),
-        accuracies=[result["test"]["accuracy"] for result in results],
+        validation=mean(accuracy) if accuracy else None,
+        validation_loss=mean(loss) if loss else None,
+        accuracies=accuracies,
+        losses=_numbers(results, "test", "loss"),
         selected_by=results[0]["selected_by"],
         parameters=results[0]["parameters"],
         state_bytes=results[0]["state_bytes"],
         steps=mean(result["steps"] for result in results),
         seconds=mean(result["seconds"] for result in results),
     )
+
+
+def _numbers(results: Sequence[Mapping[str, Any]], split: str, name: str) -> list[float]:
+    """A number of every result; nothing where one of them lacks it or it is not finite."""
+    found = [result[split].get(name) for result in results]
+    return [] if None in found else found
 
 
 def _grouped(items: Sequence[Any], key: Any) -> list[list[Any]]:

@@ -31,6 +31,7 @@ from dsf_models.tasks.text import (
 from dsf_models.version import __version__
 from training.config import TextConfig
 from training.data import Delivery, Examples, RunData, Share, TrainingSource
+from training.readout import EachReadout
 from training.score import Score
 
 
@@ -143,11 +144,13 @@ def _load(config: TextConfig) -> TextData:
         train = TextExamples(pack(splits["train"], tokenizer, config.block_size).rows)
     return TextData(
         name=config.name,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=end_of_text_id(tokenizer),
         sequence_length=config.block_size,
-        label_alignment="next",
+        readout=EachReadout(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end_of_text_id(tokenizer),
+            label_alignment="next",
+        ),
         train=train,
         **evaluated,
         selected_by="loss",

@@ -67,10 +67,11 @@ def main(config: TrainConfig) -> None:
         for complaint in complaints:
             accelerator.print(f"warning: {complaint} An older checkpoint takes its place.")
     data = load_text_data(config.text, accelerator) if config.text else load_task_data(config.task)
+    data.check(config.training)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     set_seed(config.run.seed)
-    model = build_model(config.model, data)
+    model = build_model(config.model, data.readout)
     check_model_runs(model, data.validation.rows(np.zeros(1, int)), data.name)
 
     run = start(config, accelerator, model, data, progress)

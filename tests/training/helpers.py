@@ -42,12 +42,25 @@ TINY = {
 }
 
 
+ANOTHER_TASK: dict[str, dict[str, int]] = {
+    "smooth_regression": {"task.sizes.sequence_length": 8, "task.sizes.num_variables": 2},
+    "compression": {"task.sizes.sequence_length": 8, "task.sizes.vocab_size": 5},
+}
+"""Sizes of tasks that need others than the tiny run's own."""
+
+
 def arguments(output_dir: Path, **changes: Any) -> list[str]:
-    """Command line of a tiny run; the names of `changes` have `__` for the dot of a key, and text replaces the task."""
+    """Command line of a tiny run; the names of `changes` have `__` for the dot of a key.
+
+    Text replaces the task; another task takes the place of the sizes.
+    """
     changed = {name.replace("__", "."): value for name, value in changes.items()}
     settings = TINY | {"run.output_dir": output_dir} | changed
     if any(name.startswith("text.") for name in changed):
         settings = {name: value for name, value in settings.items() if not name.startswith("task.")}
+    if changed.get("task.name") in ANOTHER_TASK:
+        settings = {name: value for name, value in settings.items() if not name.startswith("task.sizes.")}
+        settings |= ANOTHER_TASK[changed["task.name"]] | changed
     words = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
     return [word for name, value in words.items() for word in (f"--{name}", value)]
 

@@ -31,6 +31,7 @@ TEXT = {
 DATA: dict[str, dict[str, Any]] = {
     "task": {},
     "text": TEXT,
+    "numbers": {"task__name": "smooth_regression"},
     "stream": TEXT | {"text__streaming": True, "text__shuffle_window": 16},
 }
 

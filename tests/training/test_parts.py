@@ -16,8 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import dsf_models
-from dsf_models.hub.usage import UsageError
-from dsf_models.tasks import RegressionTask, get_task, list_tasks
+from dsf_models.tasks import get_task
 from tests.contract import NEEDED
 from training.config import OptimizerConfig, ScheduleConfig, TaskConfig
 from training.data import (
@@ -260,15 +259,3 @@ def test_numbers_that_json_cannot_express_become_null(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append(1, "train", {"gradient_norm": float("inf")})
     assert json.loads(log.path.read_text())["gradient_norm"] is None
-
-
-@pytest.mark.parametrize("name", list_tasks(RegressionTask))
-def test_a_task_of_real_numbers_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"`task` is refused: task='{name}': its inputs .* choose from .*mqar"):
-        load_task_data(TaskConfig(name=name))
-
-
-def test_a_task_read_from_the_last_output_is_refused() -> None:
-    refused = "`task` is refused: task='compression': all answers are read from .* choose from (?!.*compr)"
-    with pytest.raises(UsageError, match=refused):
-        load_task_data(TaskConfig(name="compression"))

@@ -243,6 +243,8 @@ NUMBERS_OF_RUNS = {
     "copying_full": 1680,
     "recall_small": 36,
     "recall_full": 1260,
+    "regression_small": 64,
+    "regression_full": 1440,
 }
 
 

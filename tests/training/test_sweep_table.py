@@ -161,6 +161,32 @@ def test_the_figure_shows_the_points_of_the_table(tmp_path: Path, monkeypatch: p
     assert (ssd.get_title(), s6.get_title()) == ("ssd (window 33 %)", "s6 (window none)")
 
 
+def errors_of(losses: list[list[float]]) -> list[RunRecord]:
+    """Runs of a task of real numbers: a learning rate for each list, a seed for each test loss in it."""
+    runs = [record("ssd", rate, seed, 0.5) for rate, row in zip(RATES, losses, strict=True) for seed in range(len(row))]
+    for run, loss in zip(runs, (loss for row in losses for loss in row), strict=True):
+        numbers = {"loss": loss, "mse": loss, "r2": 1 - loss}
+        run.result.update(validation=numbers, test=dict(numbers), selected_by="loss", state_bytes=None)
+        run.result["baselines"] = {"of": "mse", "chance": None, "best_trivial": 1.0}
+    return runs
+
+
+def test_real_numbers_are_told_in_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = errors_of([[0.9, 0.7], [0.25, 0.15], [0.4, 0.6]])
+    (row,) = rows_of(runs)
+    assert (row.best.axes[LEARNING_RATE], row.window, row.at_edge) == (0.01, None, False)
+    assert row.best.test == {"mean": pytest.approx(0.2), "min": 0.15, "max": 0.25, "success_rate": None}
+    text = markdown([row], runs)
+    assert "| ssd | 1,234 | – | 0.01 | 0.2 | 0.2 | 0.15–0.25 | – | 2/2 | 100 | – | 1 |" in text.splitlines()
+    assert "Losses (squared errors), on the test split" in text
+    drawn: list[Figure] = []
+    monkeypatch.setattr(sweep_figure, "save", lambda figure, path: drawn.append(figure))
+    draw_learning_rates([row], tmp_path / "curves.png")
+    (axes,) = drawn[0].axes
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.8, 0.2, 0.5])
+    assert (axes.get_yscale(), axes.get_ylabel()) == ("log", "loss")
+
+
 def test_a_folder_without_a_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"sweep\.json cannot be read .*give the output_dir of a sweep that has begun"):
         read_runs(tmp_path)

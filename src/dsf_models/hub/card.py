@@ -58,6 +58,9 @@ class TrainingFacts:
     synthetic: bool = True
     """Whether the examples were generated, so that their ids stand for no text."""
 
+    convention: str = "Inputs are token ids as described in `task.json`; there is no tokenizer."
+    """What goes into the model and how its outputs are to be read, where the examples were generated."""
+
     metrics: Sequence[Metric]
     """Measured results."""
 
@@ -340,7 +343,7 @@ def _conventions(facts: CardFacts) -> str:
             "Without dsf_models, add `trust_remote_code=True` in place of the first line: it runs the code here."
         )
     if facts.training is not None and facts.training.synthetic:
-        said.append("Inputs are token ids as described in `task.json`; there is no tokenizer.")
+        said.append(facts.training.convention)
     return "\n\n" + " ".join(said) if said else ""
 
 

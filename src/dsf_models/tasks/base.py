@@ -223,6 +223,10 @@ class RegressionTask(Task):
     num_inputs: ClassVar[int]
     """k, numbers per position."""
 
+    @abstractmethod
+    def without_noise(self) -> "RegressionTask":
+        """The task with the same inputs and, as labels, the function that is to be learned, free of noise."""
+
     @property
     @abstractmethod
     def constant_mse(self) -> float:

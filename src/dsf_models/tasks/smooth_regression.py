@@ -8,7 +8,7 @@ Source: the classes are those of Takakura & Suzuki 2023 (arXiv:2305.18699) and N
 Letters: b rows, t tokens, j variables.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -79,6 +79,10 @@ class SmoothRegression(RegressionTask):
         )
         self._require(0 <= self.gap_power <= 4, "gap_power", "give 0 to 4")
         self._require(0 <= self.sigma < np.inf, "sigma", "give a finite number, 0 for no noise")
+
+    def without_noise(self) -> "SmoothRegression":
+        """The same with sigma = 0: the noise is drawn apart from all else."""
+        return replace(self, sigma=0.0)
 
     @property
     def constant_mse(self) -> float:
