@@ -102,7 +102,7 @@ class EvaluationConfig:
 
     num_examples: int | None = None
     """Number of examples or documents; of a task that of the task records where left out, and 1,000 where there is no
-    record; of texts and images all where left out."""
+    record; of documents so many chosen at random, and all where left out."""
 
     batch_size: int = 64
     """Examples per forward pass; changes memory, not the result."""

@@ -43,6 +43,7 @@ def draw_curve(axes: Axes, results: Mapping[str, Any], name: str) -> None:
         _draw_levels(axes, first["points"], places)
         tidy(axes)
     else:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.grid(axis="y", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     if first["trained_at"] is not None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from dsf_models.hub.metric import Metric
 from dsf_models.hub.usage import UsageError
-from dsf_models.tasks.images import VOCAB_SIZE, ImagesError, fashion_mnist, image_folder
+from dsf_models.tasks.images import CLASSES, VOCAB_SIZE, ImagesError, fashion_mnist, image_folder
 from dsf_models.tasks.listops import SMALL
 from dsf_models.tasks.text import TextError, byte_tokenizer
 from dsf_models.tasks.text.labelled import labelled_documents
@@ -71,6 +71,9 @@ class Classification(Suite):
     data: Dataset
     """`input_ids` of each sequence and its class in `labels`."""
 
+    classes: int
+    """Number of classes."""
+
     least_vocabulary: int
     """Tokens that a model has to know."""
 
@@ -83,24 +86,23 @@ class Classification(Suite):
         except ValueError as error:
             raise UsageError(f"--model {name} does not take the sequences of {self.facts['name']}: {error}") from error
         found = accuracy(right, np.arange(len(right)))
-        counts = np.bincount(labels)
         metric: Metric = fraction(
             "accuracy",
             found,
             self.facts["split"],
-            chance=1 / len(counts),
-            best_trivial=float(counts.max() / len(labels)),
+            chance=1 / self.classes,
+            best_trivial=float(np.bincount(labels).max() / len(labels)),
         )
         first = np.array([self.data[0]["input_ids"]])
         return {"state": self._state(model, first), **measured([metric])}
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         """Refuse a model with too few classes or tokens."""
-        classes, size = max(self.data["labels"]) + 1, model.get_input_embeddings().num_embeddings
-        if model.config.num_labels < classes or size < self.least_vocabulary:
+        size = model.get_input_embeddings().num_embeddings
+        if model.config.num_labels < self.classes or size < self.least_vocabulary:
             raise UsageError(
                 f"--model {name} has {model.config.num_labels} classes and {size} tokens, but {self.facts['name']} has "
-                f"{classes} and {self.least_vocabulary}: it was not trained on it."
+                f"{self.classes} and {self.least_vocabulary}: it was not trained on it."
             )
 
     def _state(self, model: PreTrainedModel, first: np.ndarray) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Pixels(Classification):
     """Fashion-MNIST, each image a row of 1,024 grey levels."""
 
     uses = frozenset({"lra", "split", "num_examples", "batch_size"})
+    classes = len(CLASSES)
     least_vocabulary = VOCAB_SIZE
 
     def __init__(self, config: EvaluationConfig) -> None:
@@ -145,6 +148,7 @@ class Texts(Classification):
         tokenizer = byte_tokenizer()
         self.least_vocabulary = len(tokenizer)
         classes = {name: index for index, name in enumerate(sorted(set(labels)))}
+        self.classes = len(classes)
         chosen = slice(None, config.num_examples)
         ids = [tokenizer(document, split_special_tokens=True).input_ids[:TEXT_LENGTH] for document in texts[chosen]]
         self.data = Dataset.from_dict({"input_ids": ids, "labels": [classes[name] for name in labels[chosen]]})

@@ -39,6 +39,8 @@ from evaluation.suites.base import Suite
 from evaluation.suites.task import looks_ahead, state_facts
 
 INTERVAL = "Percentile bootstrap over documents at 95 %, 1,000 resamples: of the choice of documents alone."
+_CHOICE_SEED = 0
+"""Of the choice of documents."""
 _STATE_AFTER = 1024
 """Tokens behind which the state is measured, where a document has as many."""
 _BINS = 24
@@ -94,7 +96,7 @@ class Perplexity(Suite):
             "name": "perplexity",
             "dataset": config.text.name,
             "split": "given",
-            "seed": None,
+            "seed": None if config.num_examples is None else _CHOICE_SEED,
             "data_hash": texts_hash(self.texts),
             "documents": len(self.texts),
             "bytes": int(self.bytes.sum()),
@@ -181,6 +183,10 @@ class Perplexity(Suite):
 def read_texts(options: TextOptions, most: int | None) -> list[str]:
     """Read the documents of local files.
 
+    Args:
+        options: where they are.
+        most: how many of them to choose at random; None for all.
+
     Raises:
         UsageError: no files are given, or they cannot be read.
     """
@@ -190,7 +196,11 @@ def read_texts(options: TextOptions, most: int | None) -> list[str]:
         documents = file_documents(options.files, column=options.column, separator=options.separator)
     except TextError as error:
         raise UsageError(f"--text.files is refused: {error}") from error
-    return documents[: len(documents) if most is None else most]["text"]
+    if most is None or most >= len(documents):
+        return documents["text"][:]
+    # Files are often sorted, by class or by date: the first documents are like each other.
+    chosen = np.random.default_rng(_CHOICE_SEED).choice(len(documents), most, replace=False)
+    return documents.select(np.sort(chosen))["text"][:]
 
 
 def texts_hash(texts: Sequence[str]) -> str:

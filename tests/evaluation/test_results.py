@@ -118,3 +118,21 @@ def test_only_folders_with_sound_records_are_written_to(tmp_path: Path) -> None:
     message = refused(tmp_path / "out", model, record="true")
     assert "evaluations.json holds no evaluations" in message
     assert "is no folder here" in refused(tmp_path / "out", "nobody/nothing", suite="mqar", record="true")
+
+
+def test_kept_results_have_the_form_of_this_version() -> None:
+    files = (Path(__file__).parents[2] / "evaluation" / "results").rglob("results.json")
+    ours = [file for file in files if "schema" in json.loads(file.read_text(encoding="utf-8"))]
+    assert ours
+    for file in ours:
+        content = read_results(file)
+        assert content["environment"]["uncommitted_changes"] is False, f"{file} was made by code that nobody can find"
+
+
+def test_the_harness_scored_alike_in_batches_of_1_and_8() -> None:
+    folder = Path(__file__).parents[2] / "evaluation" / "results"
+    for name in ("ssd", "smollm2"):
+        files = [folder / f"harness_{name}_batch_{size}" / "results.json" for size in (1, 8)]
+        metrics = [read_results(file)["models"][0]["metrics"] for file in files]
+        one, eight = ({metric["name"]: metric["value"] for metric in own} for own in metrics)
+        assert one == pytest.approx(eight, rel=1e-5)

@@ -57,3 +57,15 @@ def test_damage_is_named(folder: Path) -> None:
     labels.unlink()
     with pytest.raises(ImagesError, match=r"does not exist: fetch the images with scripts/fashion_mnist\.py"):
         fashion_mnist("test", folder)
+
+
+@pytest.mark.slow
+def test_the_package_holds_what_its_papers_say() -> None:
+    from scripts.fashion_mnist import fetch
+
+    folder = fetch()
+    counts = {
+        split: np.bincount(fashion_mnist(split, folder)["labels"][:]) for split in ("train", "validation", "test")
+    }
+    assert (counts["train"] + counts["validation"]).tolist() == [6000] * 10
+    assert counts["test"].tolist() == [1000] * 10

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dsf_models.hub.usage import UsageError
 from dsf_models.tasks.text import byte_tokenizer, code_length
+from evaluation.config import TextOptions
 from evaluation.intervals import bootstrap
-from evaluation.suites.perplexity import check_stride, completes_bigram, encode, score, windows
+from evaluation.suites.perplexity import check_stride, completes_bigram, encode, read_texts, score, windows
 from tests.contract import fresh
 from tests.evaluation.helpers import evaluate, refused
 
@@ -178,3 +179,14 @@ def test_what_cannot_be_predicted_is_refused(folder: Path, tmp_path: Path) -> No
     assert "has no tokenizer" in refused(out, tmp_path / "bare", suite="perplexity", text__files=texts)
     with pytest.raises(UsageError, match="below the window"):
         check_stride(8, 8)
+
+
+def test_some_documents_are_chosen_at_random(tmp_path: Path) -> None:
+    file = tmp_path / "sorted.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"{i}"}) for i in range(1000)))
+    options = TextOptions(files=str(file))
+    chosen = [int(text) for text in read_texts(options, 50)]
+    assert (len(set(chosen)), chosen) == (50, sorted(chosen))
+    assert 300 < np.mean(chosen) < 700
+    assert read_texts(options, 50) == read_texts(options, 50)
+    assert read_texts(options, None) == read_texts(options, 5000) == [str(i) for i in range(1000)]

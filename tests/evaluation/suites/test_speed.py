@@ -42,7 +42,7 @@ def test_models_are_timed_in_one_process(tmp_path: Path) -> None:
     names = [[metric["name"] for metric in model["metrics"]] for model in results["models"]]
     assert len(names[0]) == 6
     assert len(names[1]) == 12
-    assert names[1][1] == "speed over the first model's: prefill, 2 x 8 tokens"
+    assert names[1][1] == "speed over the first model's: prefill, 2 × 8 tokens"
     assert all(metric["value"] > 0 for model in results["models"] for metric in model["metrics"])
     assert [curve["name"] for curve in results["models"][0]["curves"]] == [
         "speed of training step",

@@ -27,6 +27,15 @@ def test_every_document_is_in_one_split(tmp_path: Path) -> None:
         assert labels == [str(int(text.split()[1]) % 2) for text in texts]
 
 
+def test_the_order_of_the_file_is_left(tmp_path: Path) -> None:
+    """Files are sorted by class; the first documents of a split are of both."""
+    rows = [[f"document {i}", str(i // 100)] for i in range(200)]
+    file = write(tmp_path / "a.csv", [["text", "label"], *rows])
+    _, labels = labelled_documents(file, "train", FRACTIONS)
+    assert 2 <= labels[:16].count("0") <= 14
+    assert labelled_documents(file, "train", FRACTIONS)[1] == labels
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", [["text", "class"], ["x", "1"]])
     with pytest.raises(TextError, match="has no column 'label'; its columns: text, class"):

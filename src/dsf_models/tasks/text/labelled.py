@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
 
 from dsf_models.tasks.text.documents import Paths, find_files, split_of
 from dsf_models.tasks.text.errors import TextError, require
@@ -31,7 +32,7 @@ def labelled_documents(
         seed: of the split.
 
     Returns:
-        Texts and classes, in the order of the files.
+        Texts and classes, in a random order that follows from the seed and the texts: files are often sorted by class.
 
     Raises:
         TextError: no CSV file, a file without these columns, or an empty split.
@@ -53,4 +54,5 @@ def labelled_documents(
             raise TextError(f"{file} cannot be read as CSV: {error}") from error
     chosen = {text: name for text, name in found.items() if split_of(text, fractions, seed) == split}
     require(bool(chosen), f"The split {split!r} of the documents is empty: give more documents.")
-    return list(chosen), list(chosen.values())
+    texts = sorted(chosen, key=lambda text: sha256(f"order {seed}/{text}".encode("utf-8", "surrogatepass")).digest())
+    return texts, [chosen[text] for text in texts]
