@@ -159,6 +159,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path: Path, task: str) -> None:
     printed, _ = process.communicate(timeout=180)
     assert process.returncode == 0, printed
     for record, other in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+        assert record.pop("split") == other.pop("split")
         assert record == pytest.approx(other, rel=1e-4)
     for name, weight in final_weights(one).items():
         torch.testing.assert_close(final_weights(tmp_path / "two")[name], weight, rtol=1e-4, atol=1e-5)
