@@ -1,9 +1,12 @@
 """What a report is made of, and the two ways of writing it: one HTML page that needs nothing else, and Markdown."""
 
+import base64
 import html
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from dsf_models.analysis import markdown_table
 
@@ -46,7 +49,32 @@ class Picture:
     numbers: Table
 
 
-Block = Heading | Paragraph | Table | Picture
+@dataclass(frozen=True)
+class Image:
+    """A figure as a PNG file beside the report."""
+
+    file: str
+    caption: str
+
+
+Block = Heading | Paragraph | Table | Picture | Image
+
+_KINDS = {"heading": Heading, "paragraph": Paragraph, "table": Table, "image": Image}
+
+
+def blocks_to_json(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Blocks as plain values; pictures in SVG are drawn anew from numbers instead of being kept."""
+    names = {kind: name for name, kind in _KINDS.items()}
+    return [{"kind": names[type(block)], **asdict(block)} for block in blocks]
+
+
+def blocks_from_json(content: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Blocks back from `blocks_to_json`.
+
+    Raises:
+        KeyError, TypeError: they are of another form.
+    """
+    return [_KINDS[block["kind"]](**{key: value for key, value in block.items() if key != "kind"}) for block in content]
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -67,7 +95,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 
     Args:
         title: of the report.
-        blocks: in their order.
+        blocks: in their order; the files of images are read and become part of the page.
     """
     body, contents, number = [], [], 0
     for block in blocks:
@@ -102,9 +130,11 @@ def _markdown(block: Block) -> Iterator[str]:
         case Picture():
             yield f"*{block.caption}*"
             yield markdown_table([tuple(row) for row in block.numbers.rows], tuple(block.numbers.header), code=False)
+        case Image():
+            yield f"![{block.caption}]({block.file})"
 
 
-def _html(block: Paragraph | Table | Picture) -> Iterator[str]:
+def _html(block: Paragraph | Table | Picture | Image) -> Iterator[str]:
     match block:
         case Paragraph():
             label = f'<b class="origin">{ORIGINS[block.origin]}</b> ' if block.origin else ""
@@ -114,6 +144,10 @@ def _html(block: Paragraph | Table | Picture) -> Iterator[str]:
         case Picture():
             yield f"<figure>{block.svg}<figcaption>{_text(block.caption)}</figcaption></figure>"
             yield _table(block.numbers)
+        case Image():
+            content = base64.b64encode(Path(block.file).read_bytes()).decode()
+            image = f'<img alt="{_text(block.caption)}" src="data:image/png;base64,{content}">'
+            yield f"<figure class=wide>{image}<figcaption>{_text(block.caption)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
@@ -174,7 +208,9 @@ th { background: var(--panel); font-weight: 600; white-space: nowrap; }
 td { min-width: 7rem; } td:first-child { min-width: 9rem; } td.number { min-width: 4rem; white-space: nowrap; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 figure { margin: 1rem 0 .4rem; max-width: 36rem; }
-figure svg { width: 100%; height: auto; display: block; color: var(--text); }
+figure.wide { max-width: 100%; }
+figure svg, figure img { width: 100%; height: auto; display: block; color: var(--text); }
+figure img { background: #ffffff; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .9rem; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .88em; }
 @media print { nav { display: none; } .scroll { overflow: visible; } }

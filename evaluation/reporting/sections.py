@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dsf_models.hub.usage import UsageError
-from evaluation.reporting.blocks import Block, Heading, Paragraph, Picture, Table
+from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Picture, Table, blocks_from_json
 from evaluation.reporting.svg import curve_svg
 from evaluation.results import RESULTS, Curve, Point, curve_names, curves_named, read_results
 from evaluation.tables import metric_rows, model_rows
 
-OUTCOME, SWEEP_TABLE, FINDINGS = "outcome.json", "table.json", "findings.md"
+OUTCOME, SWEEP_TABLE, FINDINGS, REPORT = "outcome.json", "table.json", "findings.md", "report.json"
 _LEARNING_RATE = "optimizer.learning_rate"
 _STATEMENTS = (("question", None), ("stated", "paper"), ("ours", "ours"), ("unknown", "warning"))
 """Fields of a study's outcome that are sentences, and where each comes from."""
@@ -27,7 +27,7 @@ def find_folders(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist: give folders of results.")
-        below = [file.parent for name in (RESULTS, OUTCOME) for file in path.rglob(name)]
+        below = [file.parent for name in (RESULTS, OUTCOME, REPORT) for file in path.rglob(name)]
         found += sorted(set(below) - set(found))
     if not found:
         raise UsageError(f"There is no {RESULTS} under {', '.join(map(str, paths))}: evaluate something first.")
@@ -42,6 +42,8 @@ def section(folder: Path) -> list[Block]:
     """
     if (folder / OUTCOME).is_file():
         return list(study_section(folder))
+    if (folder / REPORT).is_file():
+        return list(kept_section(folder))
     content = read_json(folder / RESULTS)
     if isinstance(content, dict) and "runs" in content and (folder / SWEEP_TABLE).is_file():
         return list(sweep_section(folder))
@@ -58,6 +60,24 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
+
+
+def kept_section(folder: Path) -> Iterator[Block]:
+    """A report that its study has kept as blocks: its own headings become smaller ones."""
+    content = read_json(folder / REPORT)
+    try:
+        title, blocks = content["title"], blocks_from_json(content["blocks"])
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{folder / REPORT} is no report of a study: {error!r}; write it again.") from error
+    yield Heading(2, title)
+    for block in blocks:
+        match block:
+            case Heading():
+                yield Heading(block.level + 1, block.text)
+            case Image():
+                yield Image(str(folder / block.file), block.caption)
+            case _:
+                yield block
 
 
 # ---- an evaluation --------------------------------------------------------------------------------------------------

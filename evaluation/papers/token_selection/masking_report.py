@@ -1,76 +1,80 @@
 """The report and the figure of the masking study, from its kept files alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from dsf_models.analysis import markdown_table
 from dsf_models.analysis.plots import save, style
-from dsf_models.hub.files import write_text
 from dsf_models.hub.usage import UsageError
 from evaluation.papers.report import FIGURE, environment_line
 from evaluation.papers.sweeps import read_json
 from evaluation.papers.token_selection.splice import MOTIFS
+from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Table
+from evaluation.reporting.keep import keep_report
+from evaluation.reporting.sections import FINDINGS, REPORT
 
+_TITLE = "Splice junctions: which tokens a classifier rests on"
 _TEXT = (
-    "# Splice junctions: which tokens a classifier rests on",
-    "How few nucleotides carry the answer, and do they differ from sequence to sequence?",
-    "**The paper.** On sequences of the Genomic Benchmarks, important tokens are sparse and depend on the input, and "
-    "SSMs focus on them. Probably a pretrained Hyena was fine-tuned there, which is no time-invariant SSM.",
-    "**Ours.** Other data (primate splice junctions, where two positions are known to decide), other models, trained "
-    "here with random masks so that masked inputs are not foreign to them, and a protocol of our own: importance is "
-    "the loss of probability by masking one token. The own order is chosen on the model and the label that it is "
-    "then measured on; the"
-    "order of another model of the same kind is not.",
-    "**Not comparable.** The paper's data sets, mask, order and numbers are not available to this project.",
+    Paragraph("How few nucleotides carry the answer, and do they differ from sequence to sequence?"),
+    Paragraph(
+        "On sequences of the Genomic Benchmarks, important tokens are sparse and depend on the input, and SSMs focus "
+        "on them. Probably a pretrained Hyena was fine-tuned there, which is no time-invariant SSM.",
+        "paper",
+    ),
+    Paragraph(
+        "Other data (primate splice junctions, where two positions are known to decide), other models, trained here "
+        "with random masks so that masked inputs are not foreign to them, and a protocol of our own: importance is the "
+        "loss of probability by masking one token. The own order is chosen on the model and the label that it is then "
+        "measured on; the order of another model of the same kind is not.",
+        "ours",
+    ),
+    Paragraph("The paper's data sets, mask, order and numbers are not available to this project.", "warning"),
 )
 
 
 def write_report(results: Path) -> str:
-    """Write `report.md` and the figure, and return the text.
+    """Write the report and the figure, and return the report in Markdown.
 
     Raises:
         UsageError: nothing has been computed yet.
     """
-    found = [read_json(file) for file in sorted(results.glob("*.json"))]
-    if not found:
+    files = [file for file in sorted(results.glob("*.json")) if file.name != REPORT]
+    if not files:
         raise UsageError(f"{results} holds no results: run the study first.")
-    findings = results / "findings.md"
-    text = report(found, findings.read_text(encoding="utf-8") if findings.is_file() else None)
+    found = [read_json(file) for file in files]
+    findings = results / FINDINGS
     draw(found, results / FIGURE)
-    write_text(results / "report.md", text)
-    return text
+    text = findings.read_text(encoding="utf-8") if findings.is_file() else None
+    return keep_report(results, _TITLE, list(blocks(found, text)))
 
 
-def report(found: Sequence[Mapping[str, Any]], findings: str | None) -> str:
-    """The report in Markdown."""
-    seeds = len(found[0]["accuracies"])
-    parts = [
-        *_TEXT,
-        f"![Masking curves]({FIGURE})",
-        f"Mean over {seeds} seeds and over the test sequences that all of them classify right; intervals are "
-        "bootstrapped over sequences, at 95 %.",
-        markdown_table([model_row(entry) for entry in found], _MODEL_HEADER, code=False),
-        f"Known to decide: {', '.join(f'{name} {a} and {b}' for name, (a, b) in MOTIFS.items())} (counted from 0).",
-    ]
+def blocks(found: Sequence[Mapping[str, Any]], findings: str | None) -> Iterator[Block]:
+    """The report."""
+    yield from _TEXT
+    yield Image(FIGURE, "Mean probability of the class against the number of masked tokens.")
+    yield Paragraph(
+        f"Mean over {len(found[0]['accuracies'])} seeds and over the test sequences that all of them classify right; "
+        "intervals are bootstrapped over sequences, at 95 %."
+    )
+    yield Table(_MODEL_HEADER, [model_row(entry) for entry in found])
+    known = ", ".join(f"{name} {a} and {b}" for name, (a, b) in MOTIFS.items())
+    yield Paragraph(f"Known to decide: {known} (counted from 0).")
     for entry in found:
-        counts = tuple(f"k = {count}" for count in entry["counts"])
-        parts += [
-            f"## {entry['model']}: probability of the class with k of 60 tokens masked",
-            markdown_table([curve_row(*item) for item in entry["curves"].items()], ("order", *counts), code=False),
-            "By how much each order stays above the own one:",
-            markdown_table([curve_row(*item) for item in entry["gaps"].items()], ("order", *counts), code=False),
-        ]
-        counts = tuple(f"k = {count}" for count in entry["greedy"]["counts"])
-        rows = [curve_row(*item) for item in entry["greedy"]["curves"].items()]
-        parts += ["Anew behind every masked token, on the first sequences:"]
-        parts += [markdown_table(rows, ("order", *counts), code=False)]
-    parts += ["## Findings", findings.strip() if findings else "None written yet."]
-    parts += ["## Where the numbers come from"]
-    parts += dict.fromkeys(environment_line(entry["environment"]) for entry in found)
-    return "\n\n".join(parts) + "\n"
+        counts = [f"k = {count}" for count in entry["counts"]]
+        few = [f"k = {count}" for count in entry["greedy"]["counts"]]
+        yield Heading(2, f"{entry['model']}: probability of the class with k of 60 tokens masked")
+        yield Table(["order", *counts], rows_of(entry["curves"]))
+        yield Table(["order", *counts], rows_of(entry["gaps"]), "By how much each order stays above the own one.")
+        caption = "Chosen anew behind every masked token, on the first sequences."
+        yield Table(["order", *few], rows_of(entry["greedy"]["curves"]), caption)
+    yield Heading(2, "Findings")
+    for part in (findings or "None written yet.").strip().split("\n\n"):
+        yield Paragraph(" ".join(part.split()))
+    yield Heading(2, "Where the numbers come from")
+    for line in dict.fromkeys(environment_line(entry["environment"]) for entry in found):
+        yield Paragraph(line.removeprefix("* "))
 
 
 _MODEL_HEADER = ("model", "parameters", "accuracy %", "sequences", "kept fraction, quartiles", "top positions")
@@ -88,10 +92,12 @@ def model_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def curve_row(name: str, curve: Mapping[str, Any]) -> tuple[str, ...]:
-    """A curve as a row: means with half the width of their intervals."""
-    ends = zip(curve["mean"], curve["interval"], strict=True)
-    return (name, *(f"{mean:.3f} ± {(high - low) / 2:.3f}" for mean, (low, high) in ends))
+def rows_of(curves: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each curve: means with half the width of their intervals."""
+    return [
+        (name, *(f"{m:.3f} ± {(high - low) / 2:.3f}" for m, (low, high) in zip(c["mean"], c["interval"], strict=True)))
+        for name, c in curves.items()
+    ]
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
