@@ -98,6 +98,7 @@ def freeze_eigenvalues(
         if isinstance(system, FilterSystem) or system.transition.time_invariant:
             continue
         _require_replaceable(layer, system)
+        _check_heads(layer, system, heads)
         mean = _mean_eigenvalues(system)
         frozen[mixer] = _on_transition(_eigenvalue_map(lambda values, mean=mean: mean.to(values.device), layer, heads))
     with interventions(frozen):
@@ -126,7 +127,9 @@ def map_eigenvalues(
     """
     chosen = _chosen_mixers(model, layers)
     for layer, mixer in chosen.items():
-        _require_replaceable(layer, _first(type(mixer).sketch(mixer.config)))
+        sketch = _first(type(mixer).sketch(mixer.config))
+        _require_replaceable(layer, sketch)
+        _check_heads(layer, sketch, heads)
     with interventions(
         {mixer: _on_transition(_eigenvalue_map(function, layer, heads)) for layer, mixer in chosen.items()}
     ):
@@ -172,10 +175,11 @@ def without_normalizer(model: DSFPreTrainedModel, *, layers: Numbers = None, hea
     sketches = {layer: _first(type(mixer).sketch(mixer.config)) for layer, mixer in chosen.items()}
     bare = [layer for layer, system in sketches.items() if not system.has_normalizer]
     if bare and (layers is not None or len(bare) == len(chosen)):
-        raise DSFSystemError(f"layer={bare[0]}: its outputs are not divided by a normaliser, so there is none to remove.")
+        raise DSFSystemError(f"layer={bare[0]}: its outputs are divided by no normaliser: choose layers that have one.")
     changes = {}
     for layer, mixer in chosen.items():
         if sketches[layer].has_normalizer:
+            _check_heads(layer, sketches[layer], heads)
             changes[mixer] = _on_transition(_normalizer_removal(layer, sketches[layer], heads))
     with interventions(changes):
         yield
@@ -276,20 +280,24 @@ def _head_mask(layer: int, system: DSFSystem, heads: Numbers) -> Tensor | None:
     """Return (h,) True at the chosen heads, or None for all."""
     if heads is None:
         return None
-    for head in heads:
-        known = isinstance(head, int) and 0 <= head < system.num_heads
-        require(known, "head", head, f"layer {layer} has {system.num_heads} heads, counted from 0.")
+    _check_heads(layer, system, heads)
     mask = torch.zeros(system.num_heads, dtype=torch.bool, device=system.u.device)
     mask[list(heads)] = True
     return mask
+
+
+def _check_heads(layer: int, system: DSFSystem, heads: Numbers) -> None:
+    for head in heads or ():
+        known = isinstance(head, int) and 0 <= head < system.num_heads
+        require(known, "head", head, f"layer {layer} has {system.num_heads} heads, counted from 0.")
 
 
 def _require_replaceable(layer: int, system: DSFSystem) -> None:
     transition = system.transition
     if type(transition).with_eigenvalues is Transition.with_eigenvalues:
         raise DSFSystemError(
-            f"layer={layer}: Λ of structure {transition.name!r} is not diagonal, and its eigenvalues cannot be replaced "
-            "one by one; use replace_transition, or choose other layers."
+            f"layer={layer}: Λ of structure {transition.name!r} is not diagonal, so that its eigenvalues cannot be "
+            "replaced one by one; use replace_transition, or choose other layers."
         )
 
 

@@ -44,7 +44,7 @@ class Bins:
     """Where one interval ends and the next begins; the first begins at 0, the last has no end."""
 
     def count(self, values: Tensor) -> Tensor:
-        """Return how many of the values (…) lie in each interval, (bins,) in float64; NaN, which marks pads, in none."""
+        """Return how many of the values (…) lie in each interval, (bins,) in float64; NaN, that of pads, in none."""
         values = values.double().flatten()
         values = values[~values.isnan()].cpu()
         found = torch.bucketize(values, torch.tensor(self.edges, dtype=torch.float64), right=True)

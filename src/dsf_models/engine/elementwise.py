@@ -54,9 +54,7 @@ def evaluate_elementwise(system: DSFSystem, state: Tensor, chunk_size: int | Non
     return system.read(raw), last.view(state.shape)
 
 
-def scan_channels(
-    inputs: Tensor, decay: Tensor, state: Tensor, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
+def scan_channels(inputs: Tensor, decay: Tensor, state: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Return h_i = λ_i * h_{i-1} + x_i for all i (b, t, w), and the last of them (b, w).
 
     Args:

@@ -26,14 +26,14 @@ def evaluate_sequential(system: DSFSystem, state: Tensor | None = None) -> tuple
 
 
 def sequential_states(system: DSFSystem, state: Tensor | None = None) -> Tensor:
-    """Return the states S_0 … S_{t-1} in float64, one step at a time: (b, t, h, n, p), p + 1 with the normaliser's column.
+    """Return the states S_0 … S_{t-1}, one step at a time in float64.
 
     Args:
         system: the system, in any dtype.
         state: S_{-1}, as in `evaluate_sequential`; None for zero.
 
     Returns:
-        Behind a row's last real token its state stays as it is.
+        (b, t, h, n, p), p + 1 with the normaliser's column; behind a row's last real token its state stays as it is.
     """
     system = system.to(torch.float64)
     state = torch.zeros(system.state_shape, dtype=torch.float64, device=system.u.device) if state is None else state

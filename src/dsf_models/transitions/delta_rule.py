@@ -121,8 +121,8 @@ class DeltaRule(Transition):
         decay, along = torch.where(squares == 0, along.abs(), decay), along.expand(decay.shape)
         if bool((decay < 0).any() | ((decay == 0) & (along != 0)).any()):
             raise DSFSystemError(
-                "an eigenvalue α of a delta rule's Λ = α (I - β k k^T) became negative, or 0 beside another one that is "
-                "not: give it a positive number, or 0 to both."
+                "the eigenvalue α of a delta rule's Λ = α (I - β k k^T) became negative, or 0 beside another one that "
+                "is not: give it a positive number, or 0 to both."
             )
         beta = torch.where(decay == 0, 0.0, (1 - along / nonzero(decay)) / nonzero(squares))
         dtype = self.log_decay.dtype
