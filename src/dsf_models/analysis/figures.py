@@ -73,7 +73,7 @@ def heat_map_figure(weights: Tensor, title: str) -> Figure:
         weights: |Φ|, (h, t, t); see `magnitude`. At most 16 heads are shown.
         title: what the figure shows.
     """
-    shown = weights[:MOST_HEADS].double()
+    shown = weights[:MOST_HEADS].double().cpu()
     shares = shown / shown.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -83,7 +83,7 @@ def heat_map_figure(weights: Tensor, title: str) -> Figure:
         axis.set_axis_off()
     image = None
     for head, (axis, share) in enumerate(zip(axes, shares, strict=False)):
-        image = axis.imshow(share.sqrt(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+        image = axis.imshow(share.sqrt().numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(f"head {head}", fontsize=9)
         axis.tick_params(labelsize=7)
         _whole_numbers(axis)
@@ -100,9 +100,9 @@ def memory_figure(layers: Sequence[LayerInspection]) -> Figure:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, one in enumerate(one for one in layers if one.memory is not None):
-        lag = one.memory.lag.nanmean((0, 1))
+        lag = one.memory.lag.nanmean((0, 1)).cpu()
         look = style(index) | {"markersize": 3, "markevery": max(1, len(lag) // 12)}
-        axes.plot(range(len(lag)), lag, label=f"layer {one.layer} ({one.architecture})", **look)
+        axes.plot(range(len(lag)), lag.tolist(), label=f"layer {one.layer} ({one.architecture})", **look)
     _whole_numbers(axes)
     share = next(one.memory.share for one in layers if one.memory is not None)
     axes.set_xlabel("position")
@@ -123,7 +123,9 @@ def _draw_bars(axes: Axes, spectra: SpectrumComparison, layer: int, names: Seque
         spread = spread.nan_to_num(0.0)
         positions = [index + 0.4 * (place - 0.5) for index in range(len(names))]
         whiskers = torch.stack([torch.minimum(spread, centre), spread]).numpy()
-        axes.bar(positions, centre, width=0.38, color=colour, label=label, yerr=whiskers, capsize=2, ecolor="0.3")
+        axes.bar(
+            positions, centre.tolist(), width=0.38, color=colour, label=label, yerr=whiskers, capsize=2, ecolor="0.3"
+        )
     axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(0, 110)
     axes.set_ylabel("%")
@@ -135,7 +137,7 @@ def _draw_bars(axes: Axes, spectra: SpectrumComparison, layer: int, names: Seque
 def _draw_heads(axes: Axes, spectra: SpectrumComparison, layer: int, names: Sequence[str], phases: bool) -> None:
     shares = (spectra.now.phase_fractions if phases else spectra.now.fractions)[layer]
     shares = shares[~shares.isnan().all(1)]
-    axes.imshow(100 * shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    axes.imshow(100 * shares.numpy(), cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(len(names)), names, fontsize=6, rotation=45)
     axes.tick_params(axis="y", labelsize=7)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -64,7 +64,7 @@ def effective_memory(phi: Tensor, share: float = 0.9) -> EffectiveMemory:
     Args:
         phi: Φ in any of its shapes; see `magnitude`. Give it in the order of `DSFSystem.transfer_matrix`, in which no
             pad stands between two tokens.
-        share: of the weights, in (0, 1].
+        share: of the weights, in (0, 1]; what is below 1e-12 of a row counts as rounding.
 
     Raises:
         ValueError: the share is not in (0, 1].

@@ -33,8 +33,8 @@ class Tokens:
     """One row each."""
     ids: Sequence[int] = ()
     """One row of token ids."""
-    length: int = 64
-    """Length of random rows, where there are neither texts nor ids."""
+    length: int | None = None
+    """Length of random rows, where there are neither texts nor ids. Default: 64, or fewer where positions end."""
     rows: int = 4
     """Number of random rows."""
 
@@ -114,12 +114,11 @@ def _read(tokens: Tokens, folder: Path, config: DSFConfig, seed: int) -> tuple[T
     if tokens.ids:
         return *_side_by_side([list(tokens.ids)], config), "token ids"
     most = config.max_position_embeddings if config.position_embedding == "learned" else None
-    if tokens.length < 2 or tokens.rows < 1 or (most is not None and tokens.length > most):
+    length = min(64, most or 64) if tokens.length is None else tokens.length
+    if length < 2 or tokens.rows < 1 or (most is not None and length > most):
         limit = "" if most is None else f" and at most {most}, the model's positions"
-        raise UsageError(
-            f"--length={tokens.length}, --rows={tokens.rows}: give at least 2 tokens{limit}, and at least 1 row."
-        )
-    return random_tokens(config, tokens.rows, tokens.length, seed), None, f"random, seed {seed}"
+        raise UsageError(f"--length={length}, --rows={tokens.rows}: give at least 2 tokens{limit}, and at least 1 row.")
+    return random_tokens(config, tokens.rows, length, seed), None, f"random, seed {seed}"
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
