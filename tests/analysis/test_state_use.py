@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsf_models import DSFSystem, SoftmaxSystem, engine
-from dsf_models.analysis import log_normalizer, normalizer_use, state_use
+from dsf_models.analysis import gain_use, log_normalizer, normalizer_use, state_use
 from dsf_models.transitions import Identity, ScalarDecay
 from tests.contract import every, padding_mask, place, sequences, shared
 
@@ -40,6 +40,20 @@ def test_a_sum_that_is_not_positive_is_counted():
     found = normalizer_use(system)
     assert found.not_positive == 2
     assert found.log_eta[0, :, 0].isnan().tolist() == [False, True, True, False]
+
+
+def test_gains():
+    ones = torch.ones(2, 5, 2, 1)
+    gain = torch.stack([torch.arange(1.0, 6.0), torch.ones(5)], dim=-1).expand(2, 5, 2)
+    system = DSFSystem(u=ones, B=ones, C=ones, transition=Identity(), input_gain=gain, lengths=torch.tensor([5, 3]))
+    (name, found), *others = gain_use(system).items()
+    assert (name, others) == ("input_gain", [])
+    assert found.lowest.tolist() == [1, 1]
+    assert found.highest.tolist() == [5, 1]
+    assert found.growth.tolist() == pytest.approx([1, 0])
+    signed = DSFSystem(u=ones, B=ones, C=ones, transition=Identity(), output_gain=gain - 2)
+    assert gain_use(signed)["output_gain"].growth.isnan().all()
+    assert gain_use(None) == {}
 
 
 def test_orthogonal_inputs_fill_the_state():

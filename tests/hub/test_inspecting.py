@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
-from dsf_models.analysis import inspect_model
+from dsf_models.analysis import inspect_model, inspection
 from dsf_models.analysis.figures import draw_inspection
 from dsf_models.cli import main
 from dsf_models.hub import inspecting
@@ -158,3 +158,22 @@ def test_a_layer_without_a_system_and_one_with_phases(tmp_path):
     found = inspect_model(model, sequences((6,))[0][None])
     assert draw_inspection(found, tmp_path) == ["spectrum.png", "phases.png", "phi_layer_0.png", "effective_memory.png"]
     assert "no |λ| of layer 1: its state is no linear function of the past state" in inspecting.summary(found)
+
+
+@torch.no_grad()
+def test_maps_are_of_what_passes_through_the_state():
+    model, ids = shared("ssd", "default"), sequences((8,))[0][None]
+    phi = model.transfer_matrix(0, ids)
+    D = model.model.layers[0].token_mixer.D
+    expected = (phi - D.view(1, -1, 1, 1) * torch.eye(8)).abs()
+    torch.testing.assert_close(inspect_model(model, ids).layers[0].weights, expected)
+
+
+@torch.no_grad()
+def test_of_a_long_sequence_the_first_tokens_are_mapped(monkeypatch):
+    model, ids = shared("ssd", "default"), sequences((30,))[0][None]
+    whole = inspect_model(model, ids, layers=[0]).layers[0]
+    monkeypatch.setattr(inspection, "MOST_PHI_BYTES", 8 * 4 * 10**2)
+    part = inspect_model(model, ids, layers=[0]).layers[0]
+    torch.testing.assert_close(part.weights, whole.weights[..., :10, :10])
+    assert part.state.rank.shape == whole.state.rank.shape

@@ -25,7 +25,7 @@ from .spectrum import (
     initial_spectrum,
     spectrum,
 )
-from .state import NormalizerUse, StateUse, log_normalizer, normalizer_use, state_use
+from .state import GainUse, NormalizerUse, StateUse, gain_use, log_normalizer, normalizer_use, state_use
 from .table import architecture_rows, markdown_table, text_table
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Bins",
     "ConfigField",
     "EffectiveMemory",
+    "GainUse",
     "Inspection",
     "LayerInspection",
     "LegacyHistogram",
@@ -53,6 +54,7 @@ __all__ = [
     "decoding_flops",
     "effective_memory",
     "freeze_eigenvalues",
+    "gain_use",
     "initial_spectrum",
     "inspect_model",
     "interventions",

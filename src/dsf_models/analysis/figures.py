@@ -70,7 +70,7 @@ def heat_map_figure(weights: Tensor, title: str) -> Figure:
     """Return an attention-like map for each head: |Φ_ij| of output i (down) and input j (across), rows adding up to 1.
 
     Args:
-        weights: |Φ|, (h, t, t); see `magnitude`. At most 16 heads are shown.
+        weights: |Φ| without D, (h, t, t); see `magnitude`. At most 16 heads are shown.
         title: what the figure shows.
     """
     shown = weights[:MOST_HEADS].double().cpu()
@@ -91,7 +91,7 @@ def heat_map_figure(weights: Tensor, title: str) -> Figure:
     bar.ax.set_yticklabels(["0", "0.1", "0.5", "1"])
     bar.set_label("share of the row")
     more = f", first {len(shown)} of {len(weights)} heads" if len(weights) > len(shown) else ""
-    figure.suptitle(f"|Φ_ij|, {title}{more}", fontsize=11)
+    figure.suptitle(f"|Φ_ij| without D, {title}{more}", fontsize=11)
     return figure
 
 

@@ -4,7 +4,7 @@ Letters: b batch, t time, h heads.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from ..system import DSFSystem, SoftmaxSystem
 from .accounting import state_bytes
 from .memory import EffectiveMemory, effective_memory, magnitude
 from .spectrum import PHASES, SpectrumComparison, SpectrumHistogram, compare_spectra
-from .state import NormalizerUse, StateUse, normalizer_use, state_use
+from .state import GainUse, NormalizerUse, StateUse, gain_use, normalizer_use, state_use
 
 __all__ = ["Inspection", "LayerInspection", "inspect_model"]
 
-MOST_PHI_BYTES = 2**30
-"""What Φ of a layer may take; of a longer sequence the first tokens are looked at."""
+MOST_PHI_BYTES = 2**26
+"""What Φ of a layer may take; of a longer sequence the first tokens are looked at. With a Φ for each channel, every
+state of a channel costs some passes over so much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +37,14 @@ class LayerInspection:
     structure: str | None
     """Structure of Λ; None where there is no Λ."""
     weights: Tensor | None
-    """|Φ_ij|, (b, h, t, t), see `magnitude`; of the first tokens where all would be too many. None without a system."""
+    """|Φ_ij| without D, (b, h, t, t), see `magnitude`; of the first tokens where all would be too many. None without a
+    system. D passes each token by the state, and would outshine the past."""
     memory: EffectiveMemory | None
-    """How far Φ reaches."""
+    """How far Φ reaches, again without D."""
     normalizer: NormalizerUse | None
     """The normaliser η; None where there is none."""
+    gains: dict[str, GainUse]
+    """The gains s_i of the inputs and g_i of the outputs, by name; those that are 1 are left out."""
     state: StateUse | str | None
     """How the state is used, or why that means nothing here."""
 
@@ -73,6 +77,7 @@ class Inspection:
             "weights_tokens": None if one.weights is None else one.weights.shape[-1],
             "row_sums": None if one.weights is None else _plain(_mean(one.weights.sum(-1).movedim(1, -1))),
             "normalizer": None if one.normalizer is None else _of_normalizer(one.normalizer),
+            "gains": {name: _of_gain(use) for name, use in one.gains.items()},
             "state": _of_state(one.state) if isinstance(one.state, StateUse) else one.state,
         }
 
@@ -130,7 +135,7 @@ def _facts(model: DSFPreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
 def _inspected(
     model: DSFPreTrainedModel, layer: int, system: DSFSystem | SoftmaxSystem | FilterSystem | None, share: float
 ) -> LayerInspection:
-    weights = None if system is None else magnitude(_beginning(system).transfer_matrix())
+    weights = None if system is None else magnitude(_through_the_state(_beginning(system)).transfer_matrix())
     return LayerInspection(
         layer=layer,
         architecture=model.config.layer_config(layer).model_type.removeprefix("dsf_"),
@@ -138,6 +143,7 @@ def _inspected(
         weights=weights,
         memory=None if weights is None else effective_memory(weights, share),
         normalizer=normalizer_use(system),
+        gains=gain_use(system),
         state=state_use(system),
     )
 
@@ -157,6 +163,15 @@ def _beginning(system: DSFSystem | SoftmaxSystem | FilterSystem) -> DSFSystem | 
     entries = system.narrow(0, 1).transfer_matrix().numel()
     most = max(2, math.isqrt(MOST_PHI_BYTES // (8 * entries)))
     return system if system.length <= most else system.narrow(0, most)
+
+
+def _through_the_state(
+    system: DSFSystem | SoftmaxSystem | FilterSystem,
+) -> DSFSystem | SoftmaxSystem | FilterSystem:
+    """Return the system without D."""
+    if isinstance(system, FilterSystem):
+        return replace(system, forward=replace(system.forward, D=None))
+    return replace(system, D=None) if isinstance(system, DSFSystem) else system
 
 
 # ---- as plain numbers ------------------------------------------------------------------------------------------------
@@ -195,6 +210,10 @@ def _of_normalizer(use: NormalizerUse) -> dict[str, Any]:
         "growth": _plain(use.growth),
         "not_positive": use.not_positive,
     }
+
+
+def _of_gain(use: GainUse) -> dict[str, Any]:
+    return {"lowest": _plain(use.lowest), "highest": _plain(use.highest), "growth": _plain(use.growth)}
 
 
 def _of_state(use: StateUse) -> dict[str, Any]:

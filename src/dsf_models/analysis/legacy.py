@@ -92,14 +92,18 @@ def legacy_spectrum(model: DSFPreTrainedModel, input_ids: Tensor, **inputs: Any)
     Raises:
         ValueError: a layer is no softmax attention, the only kind that this mode reproduces.
     """
-    systems = model.eval().dsf_systems(input_ids, **inputs)
+    training = model.training
+    try:
+        systems = model.eval().dsf_systems(input_ids, **inputs)
+        outputs = _block_outputs(model, input_ids, inputs)
+    finally:
+        model.train(training)
     for layer, system in enumerate(systems):
         if not isinstance(system, SoftmaxSystem):
             raise ValueError(
                 f"layer={layer}: it is no softmax attention, and the legacy mode reproduces nothing else; use "
                 "spectrum(model, input_ids)."
             )
-    outputs = _block_outputs(model, input_ids, inputs)
     values = []
     for block, hidden in zip(model.base_model.layers, outputs, strict=True):
         mixer = block.token_mixer

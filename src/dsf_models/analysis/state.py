@@ -13,7 +13,7 @@ from .. import engine
 from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
 
-__all__ = ["NormalizerUse", "StateUse", "log_normalizer", "normalizer_use", "state_use"]
+__all__ = ["GainUse", "NormalizerUse", "StateUse", "gain_use", "log_normalizer", "normalizer_use", "state_use"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,18 @@ class NormalizerUse:
     def highest(self) -> Tensor:
         """(h,): the largest log η."""
         return self.log_eta.nan_to_num(-math.inf, posinf=math.inf).amax((0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class GainUse:
+    """A gain of the inputs or the outputs over rows, positions and channels; pads aside."""
+
+    lowest: Tensor
+    """(h,): the least gain."""
+    highest: Tensor
+    """(h,): the largest gain."""
+    growth: Tensor
+    """(h,): slope of its logarithm, averaged over channels, over log(i + 1); NaN where a gain is not positive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +89,29 @@ def normalizer_use(system: DSFSystem | SoftmaxSystem | FilterSystem | None) -> N
     not_positive = int((log_eta.isnan() & ~pads[..., None]).sum())
     log_eta = log_eta.masked_fill(pads[..., None], math.nan)
     return NormalizerUse(log_eta, _slope(log_eta), not_positive)
+
+
+def gain_use(system: DSFSystem | SoftmaxSystem | FilterSystem | None) -> dict[str, GainUse]:
+    """Return the range and trend of a layer's gains, by "input_gain" and "output_gain"; a gain of 1 is left out.
+
+    The input gain is Δ_i of S6 and SSD and the input gate of the gated networks: part of B, beside η the other factor
+    by which a token weighs more or less.
+    """
+    if not isinstance(system, DSFSystem):
+        return {}
+    found = {}
+    for name in ("input_gain", "output_gain"):
+        gain = getattr(system, name)
+        if gain is None:
+            continue
+        gain = gain.double() if gain.ndim == 4 else gain.double()[..., None]
+        gain = gain.expand(*system.u.shape[:2], -1, -1)
+        real = gain[~_pads(system, gain.shape[:2])]
+        log = torch.where(gain > 0, gain, math.nan).log().mean(-1)
+        slope = _slope(log.masked_fill(_pads(system, gain.shape[:2])[..., None], math.nan))
+        slope = torch.where((real > 0).all(2).all(0), slope, math.nan)
+        found[name] = GainUse(real.amin((0, 2)), real.amax((0, 2)), slope)
+    return found
 
 
 def state_use(system: DSFSystem | SoftmaxSystem | FilterSystem | None) -> StateUse | str:

@@ -169,8 +169,8 @@ def summary(inspection: Inspection) -> str:
     for one in inspection.layers:
         if (reason := spectra.now.reasons[one.layer]) is not None:
             lines += ["", f"no |λ| of layer {one.layer}: {reason}"]
-    header = ("layer", "architecture", "Λ", "90 % of Φ within", "mean lag", "log η", "rank of the state")
-    lines += ["", text_table([_layer_row(one) for one in inspection.layers], header)]
+    header = ("layer", "architecture", "Λ", "90 % of Φ - D within", "mean lag", "log η", "rank of the state")
+    lines += ["", text_table([_layer_row(one, facts["tokens"]) for one in inspection.layers], header)]
     return "\n".join(lines)
 
 
@@ -181,13 +181,15 @@ def _spectrum_row(inspection: Inspection, layer: int) -> tuple[str, ...]:
     return (str(layer), now.realisations[layer], means, *(f"{float(a):.0f} > {float(b):.0f}" for a, b in shares))
 
 
-def _layer_row(one: LayerInspection) -> tuple[str, ...]:
+def _layer_row(one: LayerInspection, tokens: int) -> tuple[str, ...]:
     memory, eta, state = one.memory, one.normalizer, one.state
+    mapped = tokens if one.weights is None else one.weights.shape[-1]
+    beginning = "" if mapped == tokens else f" (of the first {mapped})"
     return (
         str(one.layer),
         one.architecture,
         one.structure or "none",
-        "-" if memory is None else f"{float(memory.lag.nanmean()):.1f} tokens",
+        "-" if memory is None else f"{float(memory.lag.nanmean()):.1f} tokens{beginning}",
         "-" if memory is None else f"{float(memory.mean_lag.nanmean()):.1f}",
         "none" if eta is None else f"{float(eta.lowest.min()):.2f} to {float(eta.highest.max()):.2f}",
         _state_words(state),
