@@ -49,6 +49,7 @@ KINDS = {
     "key_diagonal": Kind(fields={"structure": "key_diagonal"}, signs=True),
     "elementwise": Kind(fields={"structure": "elementwise"}, signs=True),
     "factored": Kind(fields={"structure": "factored"}),
+    "diagonal": Kind(fields={"structure": "diagonal"}, signs=True),
     "delta_rule": Kind(fields={"structure": "delta_rule"}, signs=True),
     "delta_rule_at_B": Kind(fields={"structure": "delta_rule_at_B"}, signs=True),
     "dplr": Kind(fields={"structure": "dplr"}),

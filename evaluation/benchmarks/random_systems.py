@@ -12,6 +12,7 @@ from dsf_models.system import DSFSystem, Identity, ScalarDecay, Transition
 from dsf_models.transitions import (
     DPLR,
     DeltaRule,
+    Diagonal,
     ElementwiseDecay,
     FactoredDecay,
     KeyDiagonal,
@@ -21,7 +22,7 @@ from dsf_models.transitions import (
 
 NEAR_ONE, TINY = math.log1p(-1e-6), math.log(1e-9)
 DECAYS = ("benign", "tiny", "near_one", "alternating", "some_zero", "all_zero", "growing")
-STRUCTURES = ("scalar", "key_diagonal", "elementwise", "factored", "dplr", "delta_rule", "delta_rule_at_B")
+STRUCTURES = ("scalar", "key_diagonal", "elementwise", "factored", "diagonal", "dplr", "delta_rule", "delta_rule_at_B")
 """Structures of Λ with decays; "delta_rule_at_B" erases at the B that it writes at, as the delta rule itself does."""
 ROTATIONS = ("rotation", "real_rotation")
 """Constant eigenvalues, complex and real: their radii are drawn like decays."""
@@ -108,8 +109,9 @@ class Case:
 
     def _transition_tensors(self, lead: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the differentiable parameters of Λ; keys have norm 1, and β reaches both ends of its range."""
-        if self.structure == "elementwise":
-            decay = _log_decays(self.decay, (*lead, self.heads, self.width), generator).exp()
+        if self.structure in ("elementwise", "diagonal"):
+            states = (self.states,) if self.structure == "diagonal" else ()
+            decay = _log_decays(self.decay, (*lead, self.heads, *states, self.width), generator).exp()
             return {"decay": decay * self._sign(decay) if self.signed else decay}
         if self.structure == "factored":
             return self._factored_tensors(lead, generator)
@@ -166,6 +168,8 @@ class Case:
             return Identity()
         if self.structure == "elementwise":
             return ElementwiseDecay(tensors["decay"])
+        if self.structure == "diagonal":
+            return Diagonal(tensors["decay"])
         if self.structure == "factored":
             return FactoredDecay(tensors["delta"], tensors["rate"])
         if self.structure == "dplr":

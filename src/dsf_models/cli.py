@@ -1,4 +1,4 @@
-"""The command `dsf-models`: list architectures and their fields, tell what one costs, convert or serve a checkpoint."""
+"""The command `dsf-models`: list architectures and their fields, tell costs, inspect, convert or serve a model."""
 
 import argparse
 import json
@@ -25,6 +25,7 @@ from .analysis import (
 from .backbone import DSFConfig, get_architecture
 from .hub.card import folder_facts, model_card
 from .hub.conversion import convert_checkpoint
+from .hub.inspecting import RECORD, Tokens, inspect_checkpoint, summary
 from .hub.publish import publish, write_card
 from .hub.serving import serve
 from .hub.usage import UsageError
@@ -87,6 +88,8 @@ def _parser() -> _Parser:
     command.add_argument("--own", action="store_true", help="only what is its own, or has a default of its own")
     command.set_defaults(run=_fields)
 
+    _add_inspect(commands.add_parser("inspect", help="show spectrum, Φ and use of the state of a model, with figures"))
+
     command = commands.add_parser("convert", help="convert a language model of transformers, or convert it back")
     command.add_argument("source", metavar="SOURCE", help="folder, or id of a repository on the Hub")
     command.add_argument("target", metavar="TARGET_FOLDER", type=Path, help="folder to make; it must not exist")
@@ -115,6 +118,39 @@ def _parser() -> _Parser:
     command.add_argument("--write", action="store_true", help="write it to the folder, as README.md")
     command.set_defaults(run=_card)
     return parser
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="folder, or id of a repository on the Hub")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--text", action="append", default=[], help="text to read; may be repeated, a row each")
+    what.add_argument("--tokens", type=_numbers, default=[], metavar="I,J,…", help="token ids to read")
+    what.add_argument("--length", type=int, help="length of random rows (default: 64, or the model's positions)")
+    command.add_argument("--rows", type=int, default=4, help="number of random rows (default: %(default)s)")
+    command.add_argument("--layers", type=_numbers, metavar="I,J,…", help="layers to look at (default: all)")
+    command.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("inspection"),
+        metavar="FOLDER",
+        help="to make (default: inspection)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the initialisation to compare with, and random tokens")
+    command.set_defaults(run=_inspect)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} are no whole numbers with commas between them") from error
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    tokens = Tokens(options.text, options.tokens, options.length, options.rows)
+    found = inspect_checkpoint(options.model, tokens, options.output_dir, layers=options.layers, seed=options.seed)
+    print(summary(found))
+    print(f"\nfigures and {RECORD} are in {options.output_dir}")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from dsf_models import LinearAttentionConfig, SoftmaxAttentionConfig, SSDConfig
-from dsf_models.analysis import BINS, initial_spectrum
-from dsf_models.analysis.spectrum import _fractions
+from dsf_models.analysis import BINS, RADII, initial_spectrum
 from tests.contract import every, fresh, sequences, small_config
 
 SIZES = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4, "state_size": 4}
@@ -15,16 +14,16 @@ def test_every_magnitude_lies_in_exactly_one_bin():
     edges = [0.0, 0.1, 0.5, 0.9, 1.0, 10.0, 100.0]
     just_above_one = torch.nextafter(torch.tensor(1.0).double(), torch.tensor(2.0).double())
     for value, name in zip(edges, [*BINS[:5], "[10, 100)", "[100, ∞)"], strict=True):
-        found = _fractions(torch.tensor([value], dtype=torch.float64))
+        found = RADII.count(torch.tensor([value], dtype=torch.float64))
         assert found.sum() == 1
         assert BINS[int(found.argmax())] == name
     for value, name in ((float(just_above_one), "(1, 10)"), (1 - 1e-12, "[0.9, 1)"), (float("inf"), "[100, ∞)")):
-        assert BINS[int(_fractions(torch.tensor([value], dtype=torch.float64)).argmax())] == name
+        assert BINS[int(RADII.count(torch.tensor([value], dtype=torch.float64)).argmax())] == name
 
 
 def test_pads_are_left_out():
-    found = _fractions(torch.tensor([[0.2, float("nan")], [0.95, 0.95]]))
-    assert found.tolist() == pytest.approx([0, 1 / 3, 0, 2 / 3, 0, 0, 0, 0])
+    found = RADII.count(torch.tensor([[0.2, float("nan")], [0.95, 0.95]]))
+    assert found.tolist() == [0, 1, 0, 2, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("config_class", [SoftmaxAttentionConfig, LinearAttentionConfig])

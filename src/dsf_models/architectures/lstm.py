@@ -66,6 +66,9 @@ class LSTMMixer(DSFMixer):
     """Runs torch's fused LSTM over the normed hidden states; h and c are the cached state."""
 
     shares_transfer_matrix: ClassVar[bool] = False
+    no_interventions: ClassVar[str | None] = (
+        "an LSTM has no Λ: its state is no linear function of the past state, so that there is nothing to change"
+    )
 
     def __init__(self, config: LSTMConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)

@@ -115,6 +115,10 @@ class SoftmaxAttentionMixer(DSFMixer):
     """Maps u to queries, keys and values, and attends with the backend that transformers is told to use."""
 
     block_attribute: ClassVar[str] = "self_attn"
+    no_interventions: ClassVar[str | None] = (
+        "softmax attention has an infinite state, and runs on transformers' attention interface: its λ and Φ can be "
+        "read, but not changed on the way; taylor_attention and linear_attention have a finite state that can be"
+    )
 
     def __init__(self, config: SoftmaxAttentionConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)

@@ -6,7 +6,7 @@ from .generation import DSFGenerationMixin
 from .layers import activation_function
 from .layout import TokenLayout
 from .lora import lora_config
-from .mixer import CacheShapes, DSFMixer, init_log_uniform, init_time_step_bias
+from .mixer import CacheShapes, DSFMixer, Intervention, init_log_uniform, init_time_step_bias
 from .modeling import (
     AttentionCapabilities,
     DSFBlock,
@@ -38,6 +38,7 @@ __all__ = [
     "DSFSlidingLayer",
     "DSFStateLayer",
     "DSFStaticAttentionLayer",
+    "Intervention",
     "RecallConstructionMixin",
     "TimeInvariantConfig",
     "TimeInvariantMixer",

@@ -6,6 +6,7 @@ Letters: b batch, t time, h heads, p head width, d inner width h·p.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -29,7 +30,10 @@ from .layers import (
 )
 from .layout import TokenLayout
 
-__all__ = ["CacheShapes", "DSFMixer"]
+__all__ = ["CacheShapes", "DSFMixer", "Intervention"]
+
+Intervention = Callable[[DSFSystem | FilterSystem], DSFSystem | FilterSystem]
+"""Returns the system that is evaluated in place of the one that a mixer made."""
 
 
 class CacheShapes(NamedTuple):
@@ -92,6 +96,8 @@ class DSFMixer(nn.Module):
     """Whether Λ, B, C and D are the same at every step (`TimeInvariantMixer`), so that the mixer is a filter."""
     released_zeros: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that initialization="as_released" sets to zero: biases of projections in that code."""
+    no_interventions: ClassVar[str | None] = None
+    """Why the system cannot be changed on its way to the engine; None where it can."""
 
     def __init__(self, config: DSFConfig, layer_idx: int) -> None:
         super().__init__()
@@ -100,6 +106,7 @@ class DSFMixer(nn.Module):
         # Sizes are read once: attribute access on a configuration costs microseconds, and decoding counts them.
         self.num_heads, self.head_dim, self.state_size = config.num_heads, config.head_dim, config.state_size
         self.inner_size = config.inner_size
+        self.intervention: Intervention | None = None
         self.conv = None
         if config.conv_kernel:
             self.conv = ShortConvolution(
@@ -273,13 +280,18 @@ class DSFMixer(nn.Module):
 
     def mix(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> Tensor:
         """Return the core's output at gathered hidden states, (b, t, d); reads and writes the cached state."""
-        system = self.system_at(gathered, layout, layer)
+        system = self.evaluated_system(gathered, layout, layer)
         if layer is None:
             y, _ = engine.evaluate(system)
         else:
             y, state = engine.evaluate(system, state=layer.read_state(), overwrite_state=True)
             layer.write_state(state, gathered.shape[1])
         return y.flatten(2)
+
+    def evaluated_system(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem | FilterSystem:
+        """Return what the engine evaluates: `system_at`, changed by the intervention where there is one."""
+        system = self.system_at(gathered, layout, layer)
+        return system if self.intervention is None else self.intervention(system)
 
     def system_at(self, gathered: Tensor, layout: TokenLayout, layer: Any = None) -> DSFSystem | FilterSystem:
         """Return the system at gathered hidden states, documents and lengths written into it; advances the window."""
@@ -313,7 +325,7 @@ class DSFMixer(nn.Module):
         self, hidden: Tensor, layout: TokenLayout, **kwargs: Any
     ) -> DSFSystem | SoftmaxSystem | FilterSystem:
         """Return the system that `forward` would evaluate at these arguments (real tokens first in each row)."""
-        return self.system_at(layout.gather(hidden), layout)
+        return self.evaluated_system(layout.gather(hidden), layout)
 
 
 def init_log_uniform(parameter: nn.Parameter, low: float, high: float) -> None:

@@ -22,6 +22,7 @@ from ..system import DSFSystem
 from ..transitions import (
     DPLR,
     DeltaRule,
+    Diagonal,
     DSFSystemError,
     ElementwiseDecay,
     FactoredDecay,
@@ -35,6 +36,7 @@ from .backends import BackendChoice, accelerator, choose_backend, run, set_backe
 from .convolution import causal_convolution, next_window
 from .cost import Flops, recurrent_flops, scan_flops
 from .delta_rule import delta_rule_flops, evaluate_delta_rule
+from .diagonal import evaluate_diagonal
 from .dplr import chunked_dplr_flops, evaluate_chunked_dplr
 from .elementwise import evaluate_elementwise
 from .exporting import evaluate_scan, leaves_length_open, scan_steps
@@ -42,7 +44,7 @@ from .factored import evaluate_factored
 from .filtering import evaluate_filter, filter_flops
 from .key_diagonal import evaluate_key_diagonal, key_diagonal_flops
 from .matrix import evaluate_matrix
-from .reference import evaluate_sequential
+from .reference import evaluate_sequential, sequential_states
 from .rotation import evaluate_rotation, rotation_flops
 from .scalar import chunked_flops, evaluate_chunked
 from .step import evaluate_recurrent
@@ -63,6 +65,7 @@ __all__ = [
     "modes_of",
     "next_window",
     "scan_steps",
+    "sequential_states",
     "set_backend",
     "use_backend",
 ]
@@ -76,6 +79,7 @@ CHUNKED_KERNELS = {
     Identity: evaluate_chunked,
     ScalarDecay: evaluate_chunked,
     ElementwiseDecay: evaluate_elementwise,
+    Diagonal: evaluate_diagonal,
     FactoredDecay: evaluate_factored,
     KeyDiagonal: evaluate_key_diagonal,
     DeltaRule: evaluate_delta_rule,

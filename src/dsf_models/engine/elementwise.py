@@ -27,7 +27,7 @@ from torch import Tensor
 from ..system import DSFSystem
 from ..transitions import expand_groups
 
-__all__ = ["evaluate_elementwise"]
+__all__ = ["evaluate_elementwise", "scan_channels"]
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 64
 """Bounds of c, which is near √t between them: c and the number of blocks are what the scan does one by one."""
@@ -49,10 +49,21 @@ def evaluate_elementwise(system: DSFSystem, state: Tensor, chunk_size: int | Non
     drive = system.drive()
     inputs = drive * _by_head(system.B, system.num_heads)
     decay = system.effective_transition().decay.to(drive.dtype).expand_as(drive)
-    block = chunk_size or _block_for(system.length)
-    h, last = _Scan.apply(inputs.flatten(2), decay.flatten(2), state.flatten(1), block)
+    h, last = scan_channels(inputs.flatten(2), decay.flatten(2), state.flatten(1), chunk_size)
     raw = h.view(drive.shape) * _by_head(system.C, system.num_heads)
     return system.read(raw), last.view(state.shape)
+
+
+def scan_channels(inputs: Tensor, decay: Tensor, state: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return h_i = λ_i * h_{i-1} + x_i for all i (b, t, w), and the last of them (b, w).
+
+    Args:
+        inputs: x, (b, t, w).
+        decay: λ, (b, t, w).
+        state: h_{-1}, (b, w).
+        chunk_size: positions of a block; None to choose them by the length.
+    """
+    return _Scan.apply(inputs, decay, state, chunk_size or _block_for(inputs.shape[1]))
 
 
 def _by_head(factor: Tensor, num_heads: int) -> Tensor:

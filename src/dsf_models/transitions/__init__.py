@@ -14,6 +14,7 @@ from .base import (
     require_floats,
 )
 from .delta_rule import DeltaRule
+from .diagonal import Diagonal
 from .discretization import Discretization, Discretized, discretize
 from .dplr import DPLR, bilinear_dplr, multiply_pairs
 from .elementwise import ElementwiseDecay
@@ -30,6 +31,7 @@ __all__ = [
     "LOG_ZERO",
     "DSFSystemError",
     "DeltaRule",
+    "Diagonal",
     "Discretization",
     "Discretized",
     "ElementwiseDecay",

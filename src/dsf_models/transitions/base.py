@@ -6,6 +6,7 @@ share Λ, else p.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, TypeVar
 
@@ -142,9 +143,48 @@ class Transition(ABC):
             states.append(self.step(states[-1], 0))
         return torch.stack(torch.broadcast_tensors(*states), dim=1)
 
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> "Transition":
+        """Return the structure with each eigenvalue λ replaced by function(λ), its eigenvectors as they are.
+
+        Args:
+            function: maps the eigenvalues, (b|1, t|1, h, …) as in `eigenvalues`, to a tensor that broadcasts with them.
+            u: inner input of the system, (b, t, h, p), whose heads and device the eigenvalues take.
+
+        Raises:
+            DSFSystemError: the structure does not let its eigenvalues be replaced one by one, or cannot hold the new.
+        """
+        raise DSFSystemError(
+            f"the eigenvalues of Λ of structure {self.name!r} cannot be replaced one by one, since its eigenvectors "
+            "depend on them: replace Λ as a whole, or choose a layer whose Λ is diagonal."
+        )
+
     def to(self, dtype: torch.dtype) -> Self:
         """Return the structure with its floating-point tensors in `dtype`."""
         return map_floats(self, dtype)
+
+
+def replaced(values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Return the eigenvalues that a function puts in place of `values`, or None where it leaves all as they are.
+
+    Raises:
+        DSFSystemError: they do not broadcast with `values`, hold NaN, or are complex in place of real ones.
+    """
+    found = function(values)
+    fits = found.ndim == values.ndim and all(map(broadcasts, found.shape, values.shape))
+    if not fits or (found.is_complex() and not values.is_complex()) or bool(found.isnan().any()):
+        raise DSFSystemError(
+            f"the new eigenvalues are {found.dtype} of shape {tuple(found.shape)}: give numbers of a shape that "
+            f"broadcasts to that of the old ones, {tuple(values.shape)}, real in place of real ones, and no NaN."
+        )
+    found = found.to(values.dtype)
+    return None if torch.equal(found.expand_as(values), values) else found
+
+
+def log_and_sign(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return log |λ| and the sign of λ, both in `dtype`; None for the sign where no λ is negative."""
+    log = torch.where(values == 0, LOG_ZERO, values.abs().clamp(min=torch.finfo(values.dtype).tiny).log())
+    sign = torch.where(values < 0, -1.0, 1.0).to(dtype) if bool((values < 0).any()) else None
+    return log.to(dtype), sign
 
 
 def scores_by_recursion(transition: Transition, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Letters: b batch, t time, h heads, g groups of heads that share keys, n states per channel, p head width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, expand_groups, require_floats, scores_by_recursion
+from .base import (
+    LOG_ZERO,
+    DSFSystemError,
+    Transition,
+    broadcasts,
+    expand_groups,
+    log_and_sign,
+    nonzero,
+    replaced,
+    require_floats,
+    scores_by_recursion,
+)
 
 __all__ = ["DeltaRule"]
 
@@ -88,6 +100,33 @@ class DeltaRule(Transition):
         full = (batch, length, num_heads)
         values = [along.expand(full)] if self.key.shape[3] == 1 else [decay.expand(full), along.expand(full)]
         return torch.stack(values, dim=-1)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> "DeltaRule":
+        """Return the structure with α_i and α_i (1 - β_i ‖k_i‖²) replaced, the keys as they are.
+
+        Raises:
+            DSFSystemError: α_i becomes negative, or 0 beside another eigenvalue; see `Transition.with_eigenvalues`.
+        """
+        wide = self.to(torch.float64)
+        lead = torch.broadcast_shapes(wide.log_decay.shape[:2], wide.beta.shape[:2], wide.key.shape[:2])
+        squares = expand_groups(wide.key, u.shape[2]).square().sum(-1)
+        values = self.eigenvalues(*lead, u.shape[2])
+        found = replaced(values, function)
+        if found is None:
+            return self
+        found = found.expand_as(values)
+        decay, along = found[..., 0], found[..., -1]
+        # Where the key is 0, or nothing is orthogonal to it, one of the two eigenvalues belongs to no eigenvector.
+        decay = along.abs() if values.shape[-1] == 1 else decay
+        decay, along = torch.where(squares == 0, along.abs(), decay), along.expand(decay.shape)
+        if bool((decay < 0).any() | ((decay == 0) & (along != 0)).any()):
+            raise DSFSystemError(
+                "the eigenvalue α of a delta rule's Λ = α (I - β k k^T) became negative, or 0 beside another one that "
+                "is not: give it a positive number, or 0 to both."
+            )
+        beta = torch.where(decay == 0, 0.0, (1 - along / nonzero(decay)) / nonzero(squares))
+        dtype = self.log_decay.dtype
+        return replace(self, log_decay=log_and_sign(decay, dtype)[0], beta=beta.to(self.beta.dtype))
 
     def narrow(self, start: int, length: int) -> Self:
         """Return the factors of `length` steps from `start`."""

@@ -3,6 +3,7 @@
 Letters: b batch, t time, h heads, n = 1 states per channel, p head width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import DSFSystemError, Transition, broadcasts, causal_mask, require_floats
+from .base import DSFSystemError, Transition, broadcasts, causal_mask, replaced, require_floats
 
 __all__ = ["ElementwiseDecay"]
 
@@ -59,6 +60,13 @@ class ElementwiseDecay(Transition):
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
         """Return λ_i, (b, t, h, p)."""
         return self.decay.double().expand(batch, length, -1, -1)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Self:
+        """Return the structure with each λ replaced; see `Transition.with_eigenvalues`."""
+        found = replaced(self.decay.double(), function)
+        if found is None:
+            return self
+        return replace(self, decay=found.to(self.decay.dtype).expand(-1, -1, *self.decay.shape[2:]))
 
     def products(self, length: int) -> Tensor:
         """Return λ_i … λ_{j+1} in row i and column j <= i, zero above the diagonal: (b|1, h, p, t, t) in float64."""

@@ -3,6 +3,7 @@
 Letters: b batch, t time, h heads, n states per channel, p head width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG2_E, DSFSystemError, Transition, broadcasts, causal_mask, require_floats
+from .base import LOG2_E, DSFSystemError, Transition, broadcasts, replaced, require_floats
+from .diagonal import Diagonal
 
 __all__ = ["FactoredDecay"]
 
@@ -55,26 +57,20 @@ class FactoredDecay(Transition):
 
     def scores(self, B_bthn: Tensor, C_bthn: Tensor) -> Tensor:
         """Return Σ_n c_i[n] λ_i[n, p] … λ_{j+1}[n, p] b_j[n] for j <= i: (b, h, p|1, t, t)."""
-        length, states = B_bthn.shape[1], B_bthn.shape[-1]
-        values = self.to(torch.float64).values().expand(-1, length, -1, states, -1)
-        below = causal_mask(length, values.device).tril(-1)
-        scores = B_bthn.new_zeros(())
-        # State after state: one (t, t) product for each channel is much, one for each state of it too much.
-        for rows_bthp, b_bth, c_bth in zip(values.unbind(3), B_bthn.unbind(-1), C_bthn.unbind(-1), strict=True):
-            rows = rows_bthp.permute(0, 2, 3, 1)[..., None]
-            products = torch.where(below, rows, 1.0).cumprod(-2).tril().to(B_bthn.dtype)
-            c_bhi, b_bhj = c_bth.transpose(1, 2), b_bth.transpose(1, 2)
-            scores = scores + c_bhi[:, :, None, :, None] * products * b_bhj[:, :, None, None, :]
-        return scores
+        return Diagonal(self.to(torch.float64).values()).scores(B_bthn, C_bthn)
 
     def blocks(self, batch: int, length: int, num_heads: int, state_size: int, head_dim: int) -> Tensor:
         """Return diag(λ_i[·, p]), (b, t, h, p, n, n)."""
-        values = self.to(torch.float64).values().expand(batch, length, num_heads, state_size, head_dim)
-        return torch.diag_embed(values.transpose(-1, -2))
+        return Diagonal(self.to(torch.float64).values()).blocks(batch, length, num_heads, state_size, head_dim)
 
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
         """Return λ_i, (b, t, h, n|1, p|1)."""
         return self.to(torch.float64).values().expand(batch, length, num_heads, -1, -1)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Transition:
+        """Return a `Diagonal` of the new λ, which need not be two factors; see `Transition.with_eigenvalues`."""
+        found = replaced(self.to(torch.float64).values().expand(-1, -1, u.shape[2], -1, -1), function)
+        return self if found is None else Diagonal(found.to(torch.promote_types(self.delta.dtype, torch.float32)))
 
     def values(self) -> Tensor:
         """Return exp(-Δ A), (b|1, t|1, h|1, n|1, p|1)."""

@@ -3,6 +3,7 @@
 Letters: b batch, t time, h heads, g groups of heads that share Λ, n states per channel, p head width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, expand_groups, require_floats, scores_by_recursion
+from .base import (
+    LOG_ZERO,
+    DSFSystemError,
+    Transition,
+    broadcasts,
+    expand_groups,
+    log_and_sign,
+    replaced,
+    require_floats,
+    scores_by_recursion,
+)
 
 __all__ = ["KeyDiagonal"]
 
@@ -62,6 +73,14 @@ class KeyDiagonal(Transition):
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
         """Return λ_i, (b, t, h, n)."""
         return expand_groups(self.to(torch.float64).values(), num_heads).expand(batch, length, -1, -1)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> "KeyDiagonal":
+        """Return the structure with each λ replaced; see `Transition.with_eigenvalues`."""
+        values = expand_groups(self.to(torch.float64).values(), u.shape[2])
+        found = replaced(values, function)
+        if found is None:
+            return self
+        return KeyDiagonal(*log_and_sign(found.expand(-1, -1, *values.shape[2:]), self.log_decay.dtype))
 
     def narrow(self, start: int, length: int) -> Self:
         """Return the decays of `length` steps from `start`."""

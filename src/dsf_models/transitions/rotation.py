@@ -7,13 +7,14 @@ States 2k and 2k + 1 hold real and imaginary part of the complex state k.
 Letters: b batch, t time, h heads, n states per channel, p head width, m eigenvalues given (n / 2 pairs or n real ones).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, require_floats, scores_by_recursion
+from .base import LOG_ZERO, DSFSystemError, Transition, log_and_sign, replaced, require_floats, scores_by_recursion
 from .interrupted import Interrupted, interrupt
 
 __all__ = ["Rotation", "rotate"]
@@ -102,6 +103,22 @@ class Rotation(Transition):
         re, im = self.powers(torch.ones((), device=self.log_radius.device))
         values = re if im is None else torch.stack([torch.complex(re, im), torch.complex(re, -im)], dim=-1).flatten(-2)
         return values.expand(batch, length, num_heads, -1)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> "Rotation":
+        """Return the structure with each λ replaced; the conjugate of a pair follows its first eigenvalue.
+
+        See `Transition.with_eigenvalues`; the new ones are constant like the old.
+        """
+        values = self.eigenvalues(1, 1, u.shape[2])
+        found = replaced(values, function)
+        if found is None:
+            return self
+        found, dtype = found.expand_as(values)[0, 0], self.log_radius.dtype
+        if self.angle is None:
+            log_radius, sign = log_and_sign(found, dtype)
+            return Rotation(log_radius, sign=sign)
+        first = found[..., ::2]
+        return Rotation(log_and_sign(first.abs(), dtype)[0], first.angle().to(dtype))
 
     def narrow(self, start: int, length: int) -> Self:
         """Return itself: Λ does not depend on time."""

@@ -3,6 +3,7 @@
 Letters: b batch, t time, h heads, n states per channel, p head width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOG_ZERO, DSFSystemError, Transition, broadcasts, causal_mask, require_floats
+from .base import (
+    LOG_ZERO,
+    DSFSystemError,
+    Transition,
+    broadcasts,
+    causal_mask,
+    log_and_sign,
+    replaced,
+    require_floats,
+)
 
 __all__ = ["Identity", "ScalarDecay"]
 
@@ -46,6 +56,11 @@ class Identity(Transition):
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
         """Return ones (b, t, h)."""
         return torch.ones(batch, length, num_heads, dtype=torch.float64)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Transition:
+        """Return a `ScalarDecay` of the new λ, one a head; see `Transition.with_eigenvalues`."""
+        found = replaced(torch.ones(1, 1, u.shape[2], dtype=torch.float64, device=u.device), function)
+        return self if found is None else ScalarDecay(*log_and_sign(found, torch.float64))
 
     def narrow(self, start: int, length: int) -> Self:
         """Return itself: Λ does not depend on time."""
@@ -119,6 +134,11 @@ class ScalarDecay(Transition):
     def eigenvalues(self, batch: int, length: int, num_heads: int) -> Tensor:
         """Return λ_i, (b, t, h)."""
         return self.to(torch.float64).values().expand(batch, length, num_heads)
+
+    def with_eigenvalues(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Self:
+        """Return the structure with each λ replaced; see `Transition.with_eigenvalues`."""
+        found = replaced(self.to(torch.float64).values().expand(-1, -1, u.shape[2]), function)
+        return self if found is None else ScalarDecay(*log_and_sign(found, self.log_decay.dtype))
 
     def products(self, length: int) -> Tensor:
         """Return λ_i … λ_{j+1} in row i and column j <= i, zero above the diagonal: (b|1, h|1, t, t) in float64."""

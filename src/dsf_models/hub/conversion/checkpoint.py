@@ -13,14 +13,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ...backbone import DSFConfig
 from ..files import new_folder
 from ..usage import UsageError
 from .family import Family
 
-__all__ = ["CARRIED_OVER", "convert", "read_config", "source_folder"]
+__all__ = ["CARRIED_OVER", "convert", "load_converted", "read_config", "source_folder"]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 CARRIED_OVER = (
@@ -119,14 +119,7 @@ def convert(source: Path, target: Path, families: Iterable[Family], to_transform
     """
     if target.exists():
         raise UsageError(f"target={str(target)!r} exists: give the name of a new folder.")
-    config = read_config(source)
-    family = _family_of(config, list(families), to_transformers)
-    _check_head(config, family)
-    converted = family.source_config_of(config) if to_transformers else family.dsf_config(config)
-    weights = read_weights(source)
-    translate = family.source_weights if to_transformers else family.dsf_weights
-    weights = translate(weights, config)
-    converted.architectures = [family.model_class(converted).__name__]
+    family, converted, weights = _translated(source, families, to_transformers)
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(target) as folder:
         save_torch_state_dict(weights, folder, metadata={"format": "pt"})
@@ -135,6 +128,33 @@ def convert(source: Path, target: Path, families: Iterable[Family], to_transform
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     return family
+
+
+def load_converted(source: Path, families: Iterable[Family]) -> PreTrainedModel:
+    """Return a language model of transformers as one of the architectures here, without writing it anywhere.
+
+    Args:
+        source: folder of the checkpoint.
+        families: those to choose from.
+
+    Raises:
+        UsageError: the model cannot be converted.
+    """
+    family, config, weights = _translated(source, families, to_transformers=False)
+    return family.model_class(config).from_pretrained(None, config=config, state_dict=weights).eval()
+
+
+def _translated(
+    source: Path, families: Iterable[Family], to_transformers: bool
+) -> tuple[Family, PreTrainedConfig, dict[str, Tensor]]:
+    config = read_config(source)
+    family = _family_of(config, list(families), to_transformers)
+    _check_head(config, family)
+    converted = family.source_config_of(config) if to_transformers else family.dsf_config(config)
+    translate = family.source_weights if to_transformers else family.dsf_weights
+    weights = translate(read_weights(source), config)
+    converted.architectures = [family.model_class(converted).__name__]
+    return family, converted, weights
 
 
 def _family_of(config: PreTrainedConfig, families: list[Family], to_transformers: bool) -> Family:
