@@ -25,15 +25,12 @@ class Estimate:
     value: float
     """From all replicates."""
 
-    interval: tuple[float, float]
-    """Least and greatest end."""
+    interval: tuple[float, float] | None
+    """Least and greatest end; None for a single replicate, which says nothing of the others."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return asdict(self) | {"interval": list(self.interval)}
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+        return asdict(self) | {"interval": self.interval and list(self.interval)}
 
 
 def slope(sizes: Sequence[int], errors: Sequence[Sequence[float]]) -> Estimate:
@@ -68,9 +65,12 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Estimate:
 
 def _estimate(replicates: int, measure: Callable[[Ints], Floats]) -> Estimate:
     """What `measure` makes of all replicates, and of drawings (drawings, replicates) of them."""
+    value = float(measure(np.arange(replicates)[None])[0])
+    if replicates == 1:
+        return Estimate(value, None)
     drawings = np.random.default_rng(0).integers(0, replicates, (_DRAWINGS, replicates))
     low, high = np.quantile(measure(drawings), [0.025, 0.975]).tolist()
-    return Estimate(float(measure(np.arange(replicates)[None])[0]), (low, high))
+    return Estimate(value, (low, high))
 
 
 def _table(errors: Sequence[Sequence[float]]) -> Floats:

@@ -74,11 +74,11 @@ def _network_parts(networks: Mapping[str, Any], size: str) -> Iterator[str]:
         if networks[name]:
             yield f"### {title}"
             yield estimate_table(networks[name], columns)
-    if networks["ratios"]:
-        worse = [entry for entry in networks["ratios"] if entry["interval"][0] > 1]
+    intervals = [entry["interval"] for entry in networks["ratios"] if entry["interval"] is not None]
+    if intervals:
+        worse = sum(low > 1 for low, _ in intervals)
         yield (
-            f"The SSM is worse beyond noise (its ratio's interval lies above 1) at {len(worse)} of "
-            f"{len(networks['ratios'])} places."
+            f"The SSM is worse beyond noise (its ratio's interval lies above 1) at {worse} of {len(intervals)} places."
         )
 
 
@@ -172,6 +172,8 @@ def _draw_networks(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _estimate(found: Mapping[str, Any]) -> str:
+    if found["interval"] is None:
+        return f"{found['value']:.3f} (a single function)"
     low, high = found["interval"]
     return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
 

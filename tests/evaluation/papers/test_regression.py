@@ -56,6 +56,10 @@ def test_the_ratio_is_taken_replicate_by_replicate() -> None:
     assert ratio([1.0, 4.0], [1.0, 1.0]).interval == pytest.approx((1, 4))
 
 
+def test_a_single_replicate_has_no_interval() -> None:
+    assert slope([1, 2], [[1.0, 0.5]]).to_dict() == {"value": pytest.approx(-1), "interval": None}
+
+
 @pytest.mark.parametrize(
     ("compute", "message"),
     [
@@ -180,6 +184,13 @@ def test_the_report_says_whose_is_what(
     assert [axes.get_title() for axes in drawn[0].axes][1:] == ["networks, 16 tokens", "networks, 64 tokens"]
     assert (tmp_path / "small" / "figure.png").is_file()
     assert json.loads((tmp_path / "small" / "outcome.json").read_text())["runs"]["planned"] == 32
+
+
+def test_from_a_single_function_nothing_is_concluded(oracle: dict[str, Any], results: dict[str, Any]) -> None:
+    results["runs"] = [entry for entry in results["runs"] if entry["seeds"]["data"] == 0]
+    text = regression_report.report(oracle, network_outcome(results), "small")
+    assert "| ssm | 16 | -0.500 (a single function) |" in text
+    assert "beyond noise" not in text
 
 
 def test_the_oracle_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
