@@ -37,7 +37,7 @@ def report(study: Study, found: Mapping[str, Any], findings: str | None) -> str:
     if any(cell["observations"] for cell in found["cells"]):
         parts += ["## Seen in the checkpoints", observation_table(study, found["cells"])]
     parts += ["## Findings", findings.strip() if findings else "None written yet."]
-    parts += ["## Where the numbers come from", *map(environment_line, found["environments"])]
+    parts += ["## Where the numbers come from", *(f"* {environment_line(one)}" for one in found["environments"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -118,4 +118,4 @@ def environment_line(environment: Mapping[str, Any]) -> str:
     machine = environment["hardware"]
     devices = ", ".join(machine["accelerators"]) or f"{machine['cpu']} ({machine['logical_cores']} cores)"
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return f"* commit {commit}{state}; {devices}; {versions}"
+    return f"commit {commit}{state}; {devices}; {versions}"

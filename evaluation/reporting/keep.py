@@ -4,8 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsf_models.hub.files import write_json, write_text
-from evaluation.reporting.blocks import Block, blocks_to_json, to_markdown
-from evaluation.reporting.sections import REPORT
+from evaluation.reporting.blocks import Block, Heading, Paragraph, blocks_to_json, to_markdown
+from evaluation.reporting.sections import FINDINGS, REPORT
+
+
+def findings_blocks(folder: Path) -> list[Block]:
+    """What a person has concluded, from `findings.md` in the folder of the results; nothing before that is written."""
+    file = folder / FINDINGS
+    if not file.is_file():
+        return []
+    parts = file.read_text(encoding="utf-8").strip().split("\n\n")
+    return [Heading(2, "Findings"), *(Paragraph(" ".join(part.split())) for part in parts)]
 
 
 def keep_report(folder: Path, title: str, blocks: Sequence[Block]) -> str:

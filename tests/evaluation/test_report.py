@@ -1,5 +1,6 @@
 """The report: from result files alone, one page that asks nobody for anything, with every number in it."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -10,7 +11,8 @@ import pytest
 
 from dsf_models.hub.usage import UsageError
 from evaluation.report import PAGE, TEXT, main, setup
-from evaluation.reporting.blocks import Heading, Paragraph, Table, to_html, to_markdown
+from evaluation.reporting.blocks import Heading, Image, Paragraph, Table, to_html, to_markdown
+from evaluation.reporting.keep import findings_blocks, keep_report
 from evaluation.reporting.svg import in_page
 from tests.evaluation.helpers import evaluate, save_trained_on
 
@@ -232,3 +234,29 @@ def test_what_cannot_be_reported_is_refused(written: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match=r"^report\.py: error: .*none does not exist"):
         setup(["--results", str(tmp_path / "none"), *out])
+
+
+def test_a_report_that_a_study_has_kept_becomes_a_section(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    picture = b"\x89PNG of a figure"
+    (folder / "figure.png").write_bytes(picture)
+    (folder / "findings.md").write_text("It grows,\nslowly.\n\nAnd then it stops.\n")
+    table = Table(("a", "b"), [("1", "x | y")], "A caption.")
+    blocks = [Paragraph("It is so.", "paper"), Image("figure.png", "A figure."), Heading(2, "Numbers"), table]
+    text = keep_report(folder, "A <study>", [*blocks, *findings_blocks(folder)])
+    assert (folder / "report.md").read_text() == text
+    assert "![A figure.](figure.png)" in text
+    assert text.endswith("## Findings\n\nIt grows, slowly.\n\nAnd then it stops.\n")
+    page = main(["--results", str(tmp_path), "--output_dir", str(tmp_path / "out")]).read_text()
+    assert f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"' in page
+    for part in ("A &lt;study&gt;</h2>", "Numbers</h3>", "<td>x | y</td>", "A caption.", "And then it stops."):
+        assert part in page
+    assert findings_blocks(tmp_path) == []
+
+
+def test_a_damaged_report_of_a_study_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"title": "A", "blocks": [{"kind": "hologram"}]}')
+    text = main(["--results", str(tmp_path), "--output_dir", str(tmp_path / "out")]).with_name(TEXT).read_text()
+    assert "What is not shown" in text
+    assert "write it again" in text

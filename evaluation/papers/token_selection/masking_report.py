@@ -12,8 +12,8 @@ from evaluation.papers.report import FIGURE, environment_line
 from evaluation.papers.sweeps import read_json
 from evaluation.papers.token_selection.splice import MOTIFS
 from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Table
-from evaluation.reporting.keep import keep_report
-from evaluation.reporting.sections import FINDINGS, REPORT
+from evaluation.reporting.keep import findings_blocks, keep_report
+from evaluation.reporting.sections import REPORT
 
 _TITLE = "Splice junctions: which tokens a classifier rests on"
 _TEXT = (
@@ -44,14 +44,12 @@ def write_report(results: Path) -> str:
     if not files:
         raise UsageError(f"{results} holds no results: run the study first.")
     found = [read_json(file) for file in files]
-    findings = results / FINDINGS
     draw(found, results / FIGURE)
-    text = findings.read_text(encoding="utf-8") if findings.is_file() else None
-    return keep_report(results, _TITLE, list(blocks(found, text)))
+    return keep_report(results, _TITLE, list(blocks(found, results)))
 
 
-def blocks(found: Sequence[Mapping[str, Any]], findings: str | None) -> Iterator[Block]:
-    """The report."""
+def blocks(found: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Block]:
+    """The report; the folder may hold what a person has concluded."""
     yield from _TEXT
     yield Image(FIGURE, "Mean probability of the class against the number of masked tokens.")
     yield Paragraph(
@@ -69,12 +67,10 @@ def blocks(found: Sequence[Mapping[str, Any]], findings: str | None) -> Iterator
         yield Table(["order", *counts], rows_of(entry["gaps"]), "By how much each order stays above the own one.")
         caption = "Chosen anew behind every masked token, on the first sequences."
         yield Table(["order", *few], rows_of(entry["greedy"]["curves"]), caption)
-    yield Heading(2, "Findings")
-    for part in (findings or "None written yet.").strip().split("\n\n"):
-        yield Paragraph(" ".join(part.split()))
+    yield from findings_blocks(folder)
     yield Heading(2, "Where the numbers come from")
     for line in dict.fromkeys(environment_line(entry["environment"]) for entry in found):
-        yield Paragraph(line.removeprefix("* "))
+        yield Paragraph(line)
 
 
 _MODEL_HEADER = ("model", "parameters", "accuracy %", "sequences", "kept fraction, quartiles", "top positions")

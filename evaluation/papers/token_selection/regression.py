@@ -17,17 +17,18 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from dsf_models.hub.files import write_json, write_text
+from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
 from dsf_models.hub.usage import UsageError
 from evaluation.papers.study import ROOT
 from evaluation.papers.sweeps import carry_out, read_json
 from evaluation.papers.token_selection.networks import network_outcome
 from evaluation.papers.token_selection.oracle import OracleStudy, plain, run_oracle
-from evaluation.papers.token_selection.regression_report import FIGURE, draw, report
+from evaluation.papers.token_selection.regression_report import FIGURE, TITLE, draw, report
+from evaluation.reporting.keep import keep_report
 
 RESULTS = ROOT / "evaluation" / "results" / "token_selection_regression"
-ORACLE = "oracle.json"
+ORACLE, NETWORKS = "oracle.json", "networks.json"
 _EXIT = {"finished": 0, "failed": 1, "left": 3}
 
 
@@ -83,7 +84,7 @@ def carry_out_oracle(study: OracleStudy, file: Path) -> None:
 
 
 def write_report(results: Path, size: str) -> None:
-    """Write report, figure and, for networks, `outcome.json` from the kept files alone, and print the report.
+    """Write report, figure and, for networks, `networks.json` from the kept files alone, and print the report.
 
     Raises:
         UsageError: there are none.
@@ -94,11 +95,9 @@ def write_report(results: Path, size: str) -> None:
     folder = results
     if (kept / "results.json").is_file():
         networks, folder = network_outcome(read_json(kept / "results.json")), kept
-        write_json(folder / "outcome.json", networks)
-    text = report(oracle, networks, size)
+        write_json(folder / NETWORKS, networks)
     draw(oracle, networks, folder / FIGURE)
-    write_text(folder / "report.md", text)
-    print(text)
+    print(keep_report(folder, TITLE, list(report(oracle, networks, size, folder))))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,60 +8,66 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsf_models.analysis import markdown_table
 from dsf_models.analysis.plots import save, style
 from evaluation.papers.outcome import distinct
 from evaluation.papers.report import environment_line
+from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Table
+from evaluation.reporting.keep import findings_blocks
 
 FIGURE = "figure.png"
-_PAPER = (
-    "**The paper.** Nishikawa & Suzuki (arXiv 2405.19036) state that an SSM learns piecewise γ-smooth functions at the "
-    "rate of a Transformer, up to logarithms. No regression experiment of theirs is known to this project, and neither "
-    "are the constants and the power of the logarithm in their theorem. The exponent 2a†/(2a†+1) is that of the "
-    "classes as this project understands them."
+TITLE = "Regression of smooth functions of the most important tokens"
+_TEXT = (
+    Paragraph("How fast does the error fall with the number of examples where the input says which tokens count?"),
+    Paragraph(
+        "Nishikawa & Suzuki (arXiv 2405.19036) state that an SSM learns piecewise γ-smooth functions at the rate of a "
+        "Transformer, up to logarithms. No regression experiment of theirs is known to this project, and neither are "
+        "the constants and the power of the logarithm in their theorem. The exponent 2a†/(2a†+1) is that of the "
+        "classes as this project understands them.",
+        "paper",
+    ),
+    Paragraph(
+        "All of the experiment: functions, law of the tokens, noise, sieve, networks, budgets. Errors are squared and "
+        "taken against the function without noise, whose variance is 1; networks are selected by that error on a "
+        "validation split. Slopes and ratios have bootstrap intervals at 95 % over functions; with few of them they "
+        "are rough. Trained networks have an error of optimisation besides, so that their slope says nothing of the "
+        "theorem's rate: only the comparison of the two, and the dependence on the number of tokens, are read.",
+        "ours",
+    ),
+    Paragraph("No number can be compared with the paper: there is none.", "warning"),
 )
-_OURS = (
-    "**Ours.** All of the experiment: functions, law of the tokens, noise, sieve, networks, budgets. Errors are "
-    "squared and taken against the function without noise, whose variance is 1; networks are selected by that error "
-    "on a validation split. Slopes and ratios have bootstrap intervals at 95 % over functions; with few of them they "
-    "are rough. Trained networks have an error of optimisation besides, so that their slope says nothing of the "
-    "theorem's rate: only the comparison of the two, and the dependence on the number of tokens, are read."
-)
-_UNKNOWN = "**Not comparable.** Every number of the paper: there is none."
 
 
-def report(oracle: Mapping[str, Any], networks: Mapping[str, Any] | None, size: str) -> str:
-    """The report in Markdown.
+def report(oracle: Mapping[str, Any], networks: Mapping[str, Any] | None, size: str, folder: Path) -> Iterator[Block]:
+    """The report.
 
     Args:
         oracle: as `run_oracle` gives it, with `environment`.
         networks: as `network_outcome` gives it, or None before any.
         size: of the networks' sweep.
+        folder: may hold what a person has concluded.
     """
-    parts = [
-        "# Regression of smooth functions of the most important tokens",
-        "How fast does the error fall with the number of examples where the input says which tokens count?",
-        _PAPER,
-        _OURS,
-        _UNKNOWN,
-        f"![Squared error against examples]({FIGURE})",
-        "## Least squares that knows the smoothness",
-        oracle_table(oracle),
+    yield from _TEXT
+    yield Image(FIGURE, "Squared error against the number of examples.")
+    yield Heading(2, "Least squares that knows the smoothness")
+    yield oracle_table(oracle)
+    yield Paragraph(
         "The sorting sieve reads the tokens by importance. The position-wise one is the control: it reads the last "
-        "tokens, learns nothing, and stays near the variance, 1.",
-        *(() if networks is None else _network_parts(networks, size)),
-        "## Where the numbers come from",
-        f"Oracle: seeds {_numbers(oracle['seeds'])}; {len(oracle['data_hashes'])} data hashes in `oracle.json`.",
-        environment_line(oracle["environment"]),
-        *map(environment_line, networks["environments"] if networks else []),
-    ]
-    return "\n\n".join(parts) + "\n"
+        "tokens, learns nothing, and stays near the variance, 1."
+    )
+    if networks is not None:
+        yield from _network_parts(networks, size)
+    yield from findings_blocks(folder)
+    yield Heading(2, "Where the numbers come from")
+    hashes = len(oracle["data_hashes"])
+    yield Paragraph(f"Oracle: seeds {_numbers(oracle['seeds'])}; {hashes} data hashes in `oracle.json`.")
+    for environment in distinct([oracle["environment"], *(networks["environments"] if networks else [])]):
+        yield Paragraph(environment_line(environment))
 
 
-def _network_parts(networks: Mapping[str, Any], size: str) -> Iterator[str]:
+def _network_parts(networks: Mapping[str, Any], size: str) -> Iterator[Block]:
     runs = networks["runs"]
-    yield f"## Networks, {size} size"
-    yield (
+    yield Heading(2, f"Networks, {size} size")
+    yield Paragraph(
         f"{runs['finished']} of {runs['planned']} runs have finished (seeds of the data {_numbers(networks['seeds'])}, "
         f"{networks['hours_of_training']:.1f} hours of training in all)."
     )
@@ -72,17 +78,16 @@ def _network_parts(networks: Mapping[str, Any], size: str) -> Iterator[str]:
         ("Error over that with fewest tokens", "by_tokens", ("mixer", "tokens", "over", "examples")),
     ):
         if networks[name]:
-            yield f"### {title}"
-            yield estimate_table(networks[name], columns)
+            yield estimate_table(networks[name], columns, title)
     intervals = [entry["interval"] for entry in networks["ratios"] if entry["interval"] is not None]
     if intervals:
         worse = sum(low > 1 for low, _ in intervals)
-        yield (
+        yield Paragraph(
             f"The SSM is worse beyond noise (its ratio's interval lies above 1) at {worse} of {len(intervals)} places."
         )
 
 
-def oracle_table(oracle: Mapping[str, Any]) -> str:
+def oracle_table(oracle: Mapping[str, Any]) -> Table:
     """Slopes against theory, and errors at the least and the greatest n."""
     sizes = oracle["config"]["sizes"]
     rows = []
@@ -93,10 +98,10 @@ def oracle_table(oracle: Mapping[str, Any]) -> str:
             slope = _estimate(case["slopes"][name])
             rows.append((_numbers(case["exponents"]), name.replace("_", "-"), theory, slope, first, last))
     header = ("a", "sieve", "theory", "slope", f"error at n = {sizes[0]}", f"error at n = {sizes[-1]}")
-    return markdown_table(rows, header, code=False)
+    return Table(header, rows)
 
 
-def cell_table(cells: Sequence[Mapping[str, Any]]) -> str:
+def cell_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     """Every place: mean, least and greatest error over the functions."""
     rows = [
         (
@@ -111,13 +116,13 @@ def cell_table(cells: Sequence[Mapping[str, Any]]) -> str:
         for cell in cells
     ]
     header = ("mixer", "tokens V", "examples n", "mean error", "min–max", "functions", "parameters")
-    return markdown_table(rows, header, code=False)
+    return Table(header, rows)
 
 
-def estimate_table(entries: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def estimate_table(entries: Sequence[Mapping[str, Any]], columns: Sequence[str], caption: str) -> Table:
     """Numbers with their intervals."""
     rows = [(*(str(entry[column]) for column in columns), _estimate(entry)) for entry in entries]
-    return markdown_table(rows, (*columns, "value and interval"), code=False)
+    return Table((*columns, "value and interval"), rows, caption)
 
 
 def draw(oracle: Mapping[str, Any], networks: Mapping[str, Any] | None, path: Path) -> None:

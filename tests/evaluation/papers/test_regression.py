@@ -176,14 +176,14 @@ def test_the_report_says_whose_is_what(
     options = Namespace(part="all", size="small", hours=None, parallel=None, report=True)
     assert regression.main(options, tmp_path) == "finished"
     text = (tmp_path / "small" / "report.md").read_text()
-    assert "**The paper.**" in text
+    assert "**The paper:**" in text
     assert "No regression experiment of theirs is known" in text
     assert "32 of 32 runs have finished (seeds of the data 0, 1, 0.3 hours of training in all)." in text
     assert "The SSM is worse beyond noise (its ratio's interval lies above 1) at 4 of 4 places." in text
     assert "| ssm | 16 | -0.500 [-0.500, -0.500] |" in text
     assert [axes.get_title() for axes in drawn[0].axes][1:] == ["networks, 16 tokens", "networks, 64 tokens"]
     assert (tmp_path / "small" / "figure.png").is_file()
-    assert json.loads((tmp_path / "small" / "outcome.json").read_text())["runs"]["planned"] == 32
+    assert json.loads((tmp_path / "small" / "networks.json").read_text())["runs"]["planned"] == 32
 
 
 def test_from_a_single_function_nothing_is_concluded(oracle: dict[str, Any], results: dict[str, Any]) -> None:
