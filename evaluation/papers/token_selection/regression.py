@@ -67,10 +67,14 @@ def main(options: argparse.Namespace, results: Path) -> str:
         if options.part != "networks":
             carry_out_oracle(OracleStudy(), results / ORACLE)
         if options.part != "oracle":
-            config = ROOT / "configs" / "papers" / "token_selection" / f"regression_{options.size}.yaml"
-            state = carry_out(config, kept, options.hours, options.parallel)
+            state = carry_out(config_of(options.size), kept, options.hours, options.parallel)
     write_report(results, options.size)
     return state
+
+
+def config_of(size: str) -> Path:
+    """The file of the networks' sweep."""
+    return ROOT / "configs" / "papers" / "token_selection" / f"regression_{size}.yaml"
 
 
 def carry_out_oracle(study: OracleStudy, file: Path) -> None:

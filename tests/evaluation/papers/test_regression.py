@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from dsf_models.hub.usage import UsageError
 from dsf_models.tasks.smooth import log_log_slope
 from evaluation.papers.token_selection import regression, regression_report
-from evaluation.papers.token_selection.networks import EXAMPLES, MIXER, TOKENS, network_outcome
+from evaluation.papers.token_selection.networks import EXAMPLES, MIXER, SSM, TOKENS, TRANSFORMER, network_outcome
 from evaluation.papers.token_selection.oracle import OracleStudy, run_oracle
 from evaluation.papers.token_selection.rates import ratio, slope
+from training.sweep_config import parse_sweep
 
 RATE = "optimizer.learning_rate"
 ENVIRONMENT = {
@@ -154,6 +155,14 @@ def test_a_point_without_all_its_runs_is_left_out(results: dict[str, Any]) -> No
     assert cells["ssm", 16, 100]["tuned"] == {RATE: 0.001}
     assert ("transformer", 64, 100) not in cells
     assert {entry["tokens"] for entry in found["ratios"]} == {16}
+
+
+@pytest.mark.parametrize(("size", "seeds"), [("small", 4), ("full", 5)])
+def test_the_sweep_has_the_axes_that_are_read(size: str, seeds: int) -> None:
+    sweep, _ = parse_sweep(["--config", str(regression.config_of(size))])
+    assert set(sweep.axes) == {MIXER, TOKENS, EXAMPLES}
+    assert set(sweep.axes[MIXER]) == {SSM, TRANSFORMER}
+    assert len(sweep.seeds.data) == seeds
 
 
 def test_before_any_run_there_is_nothing() -> None:

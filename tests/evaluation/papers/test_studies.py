@@ -19,7 +19,7 @@ from evaluation.papers.outcome import outcome
 from evaluation.papers.report import report
 from evaluation.papers.seeds import paired_difference, summary
 from evaluation.papers.study import Axis, Study
-from evaluation.papers.token_selection import shapes
+from evaluation.papers.token_selection import regression, shapes
 from tests.training.test_sweep import write_sweep
 from training.sweep_config import LEARNING_RATE, parse_sweep
 from training.sweep_plan import axis_choices
@@ -175,7 +175,8 @@ def test_a_study_and_its_sweep_fit(study: Study, size: str) -> None:
 
 def test_every_configuration_of_a_study_belongs_to_one() -> None:
     files = set((sweeps.ROOT / "configs" / "papers").rglob("*.yaml"))
-    assert files == {study.config(size) for study in STUDIES for size in ("small", "full")}
+    sizes = ("small", "full")
+    assert files == {study.config(size) for study in STUDIES for size in sizes} | set(map(regression.config_of, sizes))
 
 
 def test_learned_exponents_are_those_of_the_checkpoint(tmp_path: Path) -> None:
