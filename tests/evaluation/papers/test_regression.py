@@ -16,6 +16,7 @@ from evaluation.papers.token_selection import regression, regression_report
 from evaluation.papers.token_selection.networks import EXAMPLES, MIXER, SSM, TOKENS, TRANSFORMER, network_outcome
 from evaluation.papers.token_selection.oracle import OracleStudy, run_oracle
 from evaluation.papers.token_selection.rates import ratio, slope
+from evaluation.reporting.blocks import to_markdown
 from training.sweep_config import parse_sweep
 
 RATE = "optimizer.learning_rate"
@@ -195,9 +196,11 @@ def test_the_report_says_whose_is_what(
     assert json.loads((tmp_path / "small" / "networks.json").read_text())["runs"]["planned"] == 32
 
 
-def test_from_a_single_function_nothing_is_concluded(oracle: dict[str, Any], results: dict[str, Any]) -> None:
+def test_from_a_single_function_nothing_is_concluded(
+    oracle: dict[str, Any], results: dict[str, Any], tmp_path: Path
+) -> None:
     results["runs"] = [entry for entry in results["runs"] if entry["seeds"]["data"] == 0]
-    text = regression_report.report(oracle, network_outcome(results), "small")
+    text = to_markdown("", list(regression_report.report(oracle, network_outcome(results), "small", tmp_path)))
     assert "| ssm | 16 | -0.500 (a single function) |" in text
     assert "beyond noise" not in text
 
