@@ -363,7 +363,9 @@ def test_inputs_values(name, case, tmp_path):
     assert float(model.model.embed_values.weight.grad.abs().max()) > 0
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, dtype=torch.float64)
-    assert torch.equal(loaded(inputs_values=values).logits, model(inputs_values=values).logits)
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    # Not to the last bit: where a file's weights lie in memory decides in which order some processors sum.
+    contract.assert_close(loaded(inputs_values=values).logits, model(inputs_values=values).logits, 1e-12, "loaded")
     for wrong in (values[..., :2], values[0]):
         with pytest.raises(ValueError, match=r"inputs_values of shape .* with input_size=3: build the model with"):
             model(inputs_values=wrong)
