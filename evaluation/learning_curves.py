@@ -6,7 +6,6 @@ Numbers and curves come from the files of the runs alone; the samples from their
 (all of it), `curves.png` and `report.md`.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from transformers import AutoTokenizer
 from dsf_models.analysis import markdown_table
 from dsf_models.analysis.plots import COLOURS, save
 from dsf_models.hub.files import new_folder, write_json, write_text
-from dsf_models.hub.usage import UsageError
+from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.checkpoints import load_model
 
 PROMPTS = ("The film", "I have seen this", "The worst thing about")
@@ -34,12 +33,12 @@ _TEMPERATURE, _TOP_P, _NEW_TOKENS = 0.8, 0.95, 80
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: compare runs, or say in one line why not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of finished runs")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to make; an earlier one is replaced")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="what the samples begin with")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         runs = [read_run(folder) | {"samples": samples(folder, options.prompts)} for folder in options.runs]
     except UsageError as error:
         sys.exit(f"learning_curves.py: error: {error}")

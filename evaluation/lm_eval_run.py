@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from dsf_models.errors import did_you_mean
 from dsf_models.hub.files import new_folder, write_json
 from dsf_models.hub.metric import Metric
-from dsf_models.hub.usage import UsageError
+from dsf_models.hub.usage import CommandParser, UsageError
 from dsf_models.tasks.words import word_tokenizer
 from evaluation.checkpoints import load_tokenizer_of
 from evaluation.evaluate import check_output, check_recordable, record
@@ -52,13 +52,6 @@ INTERVAL = (
 _Z = 1.959964
 _STATE_AFTER = 64
 """Tokens behind which the state is measured."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def setup(arguments: Sequence[str] | None = None) -> None:
@@ -243,11 +236,9 @@ def metrics_of(task: str, numbers: Mapping[str, Any], samples: Sequence[Mapping[
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = CommandParser(
         prog="lm_eval_run.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--model", nargs="+", required=True, help="folders or ids on the Hub")
     parser.add_argument("--tasks", nargs="+", required=True, help=f"such as {', '.join(GENERATED)}")

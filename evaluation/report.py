@@ -10,24 +10,16 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dsf_models.hub.files import new_folder, write_text
-from dsf_models.hub.usage import UsageError
+from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.reporting.blocks import Block, Heading, Paragraph, to_html, to_markdown
 from evaluation.reporting.sections import find_folders, section
 
 PAGE, TEXT = "report.html", "report.md"
 TITLE = "Results of dsf_models"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def setup(arguments: Sequence[str] | None = None) -> None:
@@ -87,11 +79,9 @@ def content(folders: Sequence[Path]) -> list[Block]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = CommandParser(
         prog="report.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--results", nargs="+", type=Path, required=True, help="folders, searched with their subfolders"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from dsf_models.hub.files import write_json, write_text
-from dsf_models.hub.usage import UsageError
+from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.papers.figure import draw
 from evaluation.papers.outcome import outcome
 from evaluation.papers.report import FIGURE, report
@@ -17,13 +17,6 @@ FINDINGS = "findings.md"
 """What a person has concluded from a study, beside its results; the report quotes it."""
 
 _EXIT = {"finished": 0, "failed": 1, "left": 3}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def setup(studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -78,7 +71,7 @@ def write_report(study: Study, size: str) -> None:
 def _options(
     studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None
 ) -> argparse.Namespace:
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = CommandParser(description=description)
     parser.add_argument("study", choices=list(studies), help="which study")
     parser.add_argument("--size", choices=["small", "full"], default="small", help="default: %(default)s")
     parser.add_argument("--hours", type=float, help="stop after this time, to go on later (default: no limit)")

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -28,19 +28,9 @@ from .hub.conversion import convert_checkpoint
 from .hub.inspecting import RECORD, Tokens, inspect_checkpoint, summary
 from .hub.publish import publish, write_card
 from .hub.serving import serve
-from .hub.usage import UsageError
+from .hub.usage import CommandParser, UsageError
 
 __all__ = ["main"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and takes no abbreviations."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="dsf-models", description="Sequence models as choices of (Λ, B, C, D).")
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="dsf-models", description="Sequence models as choices of (Λ, B, C, D).")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="show all architectures")

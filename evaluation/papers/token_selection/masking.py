@@ -7,7 +7,6 @@
 The same command goes on after an interruption: models that have finished are kept under evaluation/results/.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from dsf_models.analysis import importance as analysis
 from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
-from dsf_models.hub.usage import UsageError
+from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.papers.study import ROOT
 from evaluation.papers.token_selection.masking_report import write_report
 from evaluation.papers.token_selection.splice import CLASSES, MASK, MODELS, Sequences, load, train
@@ -57,14 +56,14 @@ GREEDY_STEPS = 8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: carry out the study, or say in one line why not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--size", choices=list(SIZES), default="small", help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data/splice.csv"), help="default: %(default)s")
     parser.add_argument("--report", action="store_true", help="compute nothing: write report and figure anew")
-    options = parser.parse_args(arguments)
-    results = ROOT / "evaluation" / "results" / f"token_selection_masking_{options.size}"
-    runs = ROOT / "runs" / "papers" / "token_selection" / f"masking_{options.size}"
     try:
+        options = parser.parse_args(arguments)
+        results = ROOT / "evaluation" / "results" / f"token_selection_masking_{options.size}"
+        runs = ROOT / "runs" / "papers" / "token_selection" / f"masking_{options.size}"
         if not options.report:
             carry_out(SIZES[options.size], options.data, runs, results)
         print(write_report(results))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
-from dsf_models.hub.usage import UsageError
+from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.papers.study import ROOT
 from evaluation.papers.sweeps import carry_out, read_json
 from evaluation.papers.token_selection.networks import network_outcome
@@ -30,13 +30,6 @@ from evaluation.reporting.keep import keep_report
 RESULTS = ROOT / "evaluation" / "results" / "token_selection_regression"
 ORACLE, NETWORKS = "oracle.json", "networks.json"
 _EXIT = {"finished": 0, "failed": 1, "left": 3}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def setup(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -105,7 +98,7 @@ def write_report(results: Path, size: str) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("part", choices=["oracle", "networks", "all"], nargs="?", default="all", help="what to run")
     parser.add_argument("--size", choices=["small", "full"], default="small", help="of the sweep, default: %(default)s")
     parser.add_argument("--hours", type=float, help="stop the sweep after this time, to go on later")

@@ -1,12 +1,25 @@
 """Errors that whoever gave a command can put right, and help for names that were misspelt."""
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any, NoReturn
 
 
 class UsageError(ValueError):
     """Something that the user can put right; the message names the field, its value and the remedy."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Raises UsageError with one line on what is wrong; shows descriptions as they are, and takes no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing and leaving."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def closest(name: str, known: Iterable[str]) -> str:
