@@ -298,8 +298,8 @@ class ValueReadout(Readout):
 
     def sums(self, model: nn.Module, inputs: Batch, targets: Tensor, counted: int) -> np.ndarray:
         """Squared errors, and rows."""
-        found = model(**inputs, use_cache=False).logits[:counted, 0].double()
-        return np.array([(found - targets[:counted]).square().sum().item(), counted])
+        found = model(**inputs, use_cache=False).logits[:counted, 0].cpu().double()
+        return np.array([(found - targets[:counted].cpu()).square().sum().item(), counted])
 
     def score(self, sums: np.ndarray) -> Score:
         """Mean squared error."""

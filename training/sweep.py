@@ -196,7 +196,9 @@ def outcome(folder: Path, name: str) -> str:
     """A finished run in a few words."""
     result = json.loads((folder / "runs" / name / RESULT).read_text(encoding="utf-8"))
     test = result["test"]
-    reached = f"{100 * test['accuracy']:.2f} %" if "accuracy" in test else f"loss {test['loss']:.4g}"
+    # A loss that is not finite is null, and a run that has diverged is none that has failed.
+    loss = "no finite loss" if test["loss"] is None else f"loss {test['loss']:.4g}"
+    reached = f"{100 * test['accuracy']:.2f} %" if test.get("accuracy") is not None else loss
     return f"{reached} after {result['steps']} steps, {result['seconds']:.0f} s"
 
 

@@ -171,17 +171,18 @@ def read_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
 
 
 def kept_results(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Results that a sweep's `results.json` holds of runs whose own folders are gone, by name.
+    """Results that a sweep's `results.json` holds of runs whose own folders are gone or emptied, by name.
 
     Raises:
         UsageError: where the file is damaged.
     """
     results = _read_json(folder / RESULTS, required=False) or {"runs": []}
-    return {
-        run["name"]: run["result"]
-        for run in results["runs"]
-        if run["result"] is not None and not (folder / "runs" / run["name"]).exists()
-    }
+
+    def is_gone(name: str) -> bool:
+        run = folder / "runs" / name
+        return not (run / RESULT).is_file() and not any(run.glob("checkpoints/*"))
+
+    return {run["name"]: run["result"] for run in results["runs"] if run["result"] is not None and is_gone(run["name"])}
 
 
 def table_rows(runs: Sequence[RunRecord], tuned: Sequence[str]) -> list[Row]:

@@ -116,7 +116,7 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
     what.add_argument("--text", action="append", default=[], help="text to read; may be repeated, a row each")
     what.add_argument("--tokens", type=_numbers, default=[], metavar="I,J,…", help="token ids to read")
     what.add_argument("--length", type=int, help="length of random rows (default: 64, or the model's positions)")
-    command.add_argument("--rows", type=int, default=4, help="number of random rows (default: %(default)s)")
+    command.add_argument("--rows", type=int, help="number of random rows (default: 4)")
     command.add_argument("--layers", type=_numbers, metavar="I,J,…", help="layers to look at (default: all)")
     command.add_argument(
         "--output_dir",

@@ -11,8 +11,10 @@ from dsf_models.analysis import (
     magnitude,
     map_eigenvalues,
     replace_transition,
+    spectrum,
     without_normalizer,
 )
+from dsf_models.analysis.interventions import clamped
 from dsf_models.filters import FilterSystem
 from dsf_models.system import DSFSystem, DSFSystemError
 from dsf_models.transitions import DPLR, Identity, ScalarDecay
@@ -228,3 +230,37 @@ def test_a_hybrid_is_changed_where_it_can_be():
         pass
     with clamp_eigenvalues(model, 0.5, layers=[0]):
         assert float(model.dsf_systems(IDS)[0].eigenvalues().values.max()) <= 0.5 + 1e-12
+
+
+def test_a_clamp_has_finite_gradients_next_to_zero():
+    values = torch.tensor([0.0, 1e-300, 1e-3, 0.5, 0.9, -2.0], dtype=torch.float64, requires_grad=True)
+    found = clamped(values, 0.5)
+    found.sum().backward()
+    assert found.tolist() == [0.0, 1e-300, 1e-3, 0.5, 0.5, -0.5]
+    assert values.grad.tolist()[:3] == [1.0, 1.0, 1.0]
+    assert bool(values.grad.isfinite().all())
+    with pytest.raises(ValueError, match="finite"), clamp_eigenvalues(shared("ssd", "default"), float("inf")):
+        pass
+
+
+def test_a_mean_takes_two_tokens_and_heads_that_there_are():
+    with pytest.raises(ValueError, match="length=1"), freeze_eigenvalues(shared("ssd", "default"), IDS[:, :1]):
+        pass
+    with (
+        pytest.raises(ValueError, match="head=99"),
+        freeze_eigenvalues(shared("linear_attention", "default"), IDS, heads=[99]),
+    ):
+        pass
+
+
+def test_every_module_returns_to_the_mode_it_was_in():
+    model = fresh("ssd").train()
+    frozen = model.base_model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    with freeze_eigenvalues(model, IDS):
+        pass
+    with pytest.raises(IndexError):
+        spectrum(model, IDS + 10_000)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert model.training
+    assert not frozen.training

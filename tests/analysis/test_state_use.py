@@ -22,6 +22,14 @@ def test_equal_weights_grow_by_one():
         assert found.not_positive == 0
 
 
+def test_positions_count_from_the_start_of_each_document():
+    ones = torch.ones(1, 12, 1, 1)
+    starts = torch.zeros(1, 12, dtype=torch.bool)
+    starts[0, [0, 5]] = True
+    packed = DSFSystem(u=ones, B=ones, C=ones, transition=Identity(), normalized=True, starts=starts)
+    torch.testing.assert_close(normalizer_use(packed).growth, torch.ones(1).double(), rtol=1e-6, atol=0)
+
+
 def test_a_given_normaliser_and_pads():
     ones = torch.ones(2, 6, 1, 1)
     log_eta = torch.arange(6.0).expand(2, 6)[..., None]

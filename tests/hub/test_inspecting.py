@@ -124,6 +124,7 @@ def test_models_of_transformers_are_converted_in_memory(make, capsys, tmp_path):
         (["--length", "1"], ["--length=1", "at least 2 tokens"]),
         (["--length", "30"], ["--length=30", "at most 24"]),
         (["--rows", "0"], ["--rows=0"]),
+        (["--tokens", "1,2", "--rows", "3"], ["--rows=3", "only random tokens"]),
         (["--layers", "5"], ["layer=5", "2 layers"]),
         (["--tokens", "1,2", "--length", "9"], ["not allowed with"]),
     ],
@@ -177,3 +178,18 @@ def test_of_a_long_sequence_the_first_tokens_are_mapped(monkeypatch):
     part = inspect_model(model, ids, layers=[0]).layers[0]
     torch.testing.assert_close(part.weights, whole.weights[..., :10, :10])
     assert part.state.rank.shape == whole.state.rank.shape
+
+
+def test_pads_are_no_rows_without_weight():
+    rows = sequences((3, 9))
+    mask = torch.tensor([[1] * 3 + [0] * 6, [1] * 9])
+    ids = torch.stack([torch.cat([rows[0], torch.zeros(6, dtype=torch.long)]), rows[1]])
+    found = inspect_model(shared("softmax_attention", "default"), ids, attention_mask=mask).to_dict()
+    for layer in found["layers"]:
+        assert layer["row_sums"] == pytest.approx([1.0] * len(layer["row_sums"]))
+
+
+def test_a_model_of_real_numbers_is_refused(capsys, tmp_path):
+    model = fresh("ssd", "default", "sequence_classification", num_labels=1, problem_type="regression", input_size=3)
+    assert "input_size=3" in refused(capsys, saved(model, tmp_path / "model"), "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

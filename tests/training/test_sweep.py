@@ -336,9 +336,27 @@ def test_kept_results_finish_runs_whose_folders_are_gone(tmp_path: Path, capsys:
     assert not any((sweep.folder / "runs").iterdir())
     assert [row["best"]["finished"] for row in json.loads((sweep.folder / "table.json").read_text())] == [1, 1]
 
-    # A folder speaks for itself: a run that was begun again is not finished until its folder says so.
-    (sweep.folder / "runs" / runs[0].name).mkdir()
+    # An emptied folder changes nothing; but a run that was begun again is not finished until its folder says so.
+    checkpoints = sweep.folder / "runs" / runs[0].name / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    assert script.unfinished(sweep.folder, [run.name for run in runs]) == []
+    (checkpoints / "step_00000002").mkdir()
     assert script.unfinished(sweep.folder, [run.name for run in runs]) == [runs[0].name]
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ({"accuracy": 0.5, "loss": 1.0}, "50.00 %"),
+        ({"mse": 0.25, "loss": 0.25}, "loss 0.25"),
+        ({"mse": None, "loss": None}, "no finite loss"),
+    ],
+)
+def test_a_finished_run_in_a_few_words(tmp_path: Path, test: dict[str, float | None], told: str) -> None:
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text(json.dumps({"test": test, "steps": 9, "seconds": 3.2}))
+    assert script.outcome(tmp_path, "a") == f"{told} after 9 steps, 3 s"
 
 
 @pytest.mark.slow

@@ -32,8 +32,10 @@ def draw_inspection(inspection: Inspection, folder: Path) -> list[str]:
         figures["phases.png"] = spectrum_figure(inspection.spectra, layers, phases=True)
     for one in inspection.layers:
         if one.weights is not None:
-            title = f"layer {one.layer} ({one.architecture})"
-            figures[f"phi_layer_{one.layer}.png"] = heat_map_figure(one.weights[0], title)
+            weights = one.weights[0]
+            real = int((weights.sum((0, -1)) > 0).sum())
+            title = f"layer {one.layer} ({one.architecture})" + (", first row" if len(one.weights) > 1 else "")
+            figures[f"phi_layer_{one.layer}.png"] = heat_map_figure(weights[:, :real, :real], title)
     if any(one.memory is not None for one in inspection.layers):
         figures["effective_memory.png"] = memory_figure(inspection.layers)
     for name, figure in figures.items():

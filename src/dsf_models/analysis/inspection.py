@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import DSFPreTrainedModel
+from ..backbone import DSFPreTrainedModel, in_evaluation
 from ..errors import require
 from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
@@ -23,7 +23,8 @@ __all__ = ["Inspection", "LayerInspection", "inspect_model"]
 
 MOST_PHI_BYTES = 2**26
 """What Φ of a layer may take; of a longer sequence the first tokens are looked at. With a Φ for each channel, every
-state of a channel costs some passes over so much."""
+state of a channel costs some passes over so much. Softmax attention and two-sided or windowed filters are looked at
+whole: give them fewer tokens where memory is short."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Inspection:
             "spectrum": {name: _of_spectrum(found, one.layer) for name, found in spectra.items()},
             "effective_memory": None if one.memory is None else _of_memory(one.memory),
             "weights_tokens": None if one.weights is None else one.weights.shape[-1],
-            "row_sums": None if one.weights is None else _plain(_mean(one.weights.sum(-1).movedim(1, -1))),
+            "row_sums": None if one.weights is None else _plain(_mean(_of_real_rows(one.weights).movedim(1, -1))),
             "normalizer": None if one.normalizer is None else _of_normalizer(one.normalizer),
             "gains": {name: _of_gain(use) for name, use in one.gains.items()},
             "state": _of_state(one.state) if isinstance(one.state, StateUse) else one.state,
@@ -110,11 +111,8 @@ def inspect_model(
     for layer in chosen:
         require(0 <= layer < count, "layer", layer, f"the model has {count} layers, counted from 0.")
     spectra = compare_spectra(model, input_ids, seed=seed, **inputs)
-    training = model.training
-    try:
-        systems = model.eval().dsf_systems(input_ids, **inputs)
-    finally:
-        model.train(training)
+    with in_evaluation(model):
+        systems = model.dsf_systems(input_ids, **inputs)
     found = [_inspected(model, layer, systems[layer], share) for layer in chosen]
     return Inspection(_facts(model, input_ids), spectra, found)
 
@@ -175,6 +173,12 @@ def _through_the_state(
 
 
 # ---- as plain numbers ------------------------------------------------------------------------------------------------
+
+
+def _of_real_rows(weights: Tensor) -> Tensor:
+    """Return the sum of each row of weights (b, h, t, t), NaN where it is empty, as those of pads are: (b, h, t)."""
+    sums = weights.sum(-1)
+    return sums.masked_fill(sums == 0, math.nan)
 
 
 def _of_spectrum(histogram: SpectrumHistogram, layer: int) -> dict[str, Any]:

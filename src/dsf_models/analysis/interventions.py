@@ -7,6 +7,7 @@ attention, whose normaliser η stays outside; `without_normalizer` is the interv
 Letters: b batch, t time, h heads.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import DSFMixer, DSFPreTrainedModel, Intervention
+from ..backbone import DSFMixer, DSFPreTrainedModel, Intervention, in_evaluation
 from ..errors import NotADynamicalSystemError, require
 from ..filters import FilterSystem
 from ..system import DSFSystem, DSFSystemError
 from ..transitions import Transition
+from .spectrum import require_two_tokens
 
 __all__ = [
     "clamp_eigenvalues",
@@ -49,15 +51,11 @@ def clamp_eigenvalues(
         heads: indices of the heads to change. Default: all.
 
     Raises:
-        ValueError: a bound below 0, an index out of range, or a layer whose eigenvalues cannot be replaced.
+        ValueError: a bound that is negative or infinite, an index out of range, or a layer whose eigenvalues cannot be
+            replaced.
     """
-    require(bound >= 0, "bound", bound, "give the largest |λ|, at least 0.")
-
-    def clamped(values: Tensor) -> Tensor:
-        size = values.abs()
-        return torch.where(size > bound, values * (bound / size.clamp(min=torch.finfo(size.dtype).tiny)), values)
-
-    with map_eigenvalues(model, clamped, layers=layers, heads=heads):
+    require(0 <= bound < math.inf, "bound", bound, "give the largest |λ|, a finite number of at least 0.")
+    with map_eigenvalues(model, lambda values: clamped(values, bound), layers=layers, heads=heads):
         yield
 
 
@@ -83,22 +81,20 @@ def freeze_eigenvalues(
         inputs: further arguments of the model's forward, such as attention_mask.
 
     Raises:
-        ValueError: an index out of range, or a layer whose eigenvalues cannot be replaced.
+        ValueError: rows of fewer than two tokens, an index out of range, or a layer whose eigenvalues cannot be
+            replaced.
     """
     chosen = _chosen_mixers(model, layers)
-    training = model.training
-    try:
-        with torch.no_grad():
-            systems = model.eval().dsf_systems(input_ids, **inputs)
-    finally:
-        model.train(training)
+    with in_evaluation(model), torch.no_grad():
+        systems = model.dsf_systems(input_ids, **inputs)
     frozen: dict[DSFMixer, Intervention] = {}
     for layer, mixer in chosen.items():
         system = systems[layer]
+        _check_heads(layer, _first(system), heads)
+        require_two_tokens(system.length)
         if isinstance(system, FilterSystem) or system.transition.time_invariant:
             continue
         _require_replaceable(layer, system)
-        _check_heads(layer, system, heads)
         mean = _mean_eigenvalues(system)
         frozen[mixer] = _on_transition(_eigenvalue_map(lambda values, mean=mean: mean.to(values.device), layer, heads))
     with interventions(frozen):
@@ -189,6 +185,9 @@ def without_normalizer(model: DSFPreTrainedModel, *, layers: Numbers = None, hea
 def interventions(changes: dict[DSFMixer, Intervention]) -> Iterator[None]:
     """Let mixers evaluate other systems than their own inside the `with` block; what was there before comes back.
 
+    Activations that are computed anew, as checkpointing does, follow what holds then: call backward inside the block.
+    The change is one of the model, in all threads.
+
     Args:
         changes: by mixer, what makes the system that is evaluated from the one that the mixer made. Inside another
             `with` block both apply, the outer one first.
@@ -204,6 +203,13 @@ def interventions(changes: dict[DSFMixer, Intervention]) -> Iterator[None]:
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def clamped(values: Tensor, bound: float) -> Tensor:
+    """Return λ · min(1, bound / |λ|) of values (…), with finite gradients also where |λ| is next to 0."""
+    size = values.abs()
+    # Below the bound the ratio is exactly 1, and its gradient 0: dividing by a tiny |λ| would make that NaN.
+    return values * (bound / size.clamp(min=max(bound, torch.finfo(size.dtype).tiny)))
 
 
 def _after(first: Intervention | None, second: Intervention) -> Intervention:
@@ -309,4 +315,6 @@ def _mean_eigenvalues(system: DSFSystem) -> Tensor:
         counts &= ~system.padded[:, 1:]
     if system.starts is not None:
         counts &= ~system.starts[:, 1:]
-    return values[counts].mean(0)[None, None] if bool(counts.any()) else torch.ones_like(values[:1, :1])
+    if not bool(counts.any()):
+        return values.new_ones(1, 1, *values.shape[2:])
+    return values[counts].mean(0)[None, None]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import DSFPreTrainedModel
+from ..backbone import DSFPreTrainedModel, in_evaluation
 from ..system import SoftmaxSystem
 from ..transitions import causal_mask, expand_groups
 
@@ -92,12 +92,9 @@ def legacy_spectrum(model: DSFPreTrainedModel, input_ids: Tensor, **inputs: Any)
     Raises:
         ValueError: a layer is no softmax attention, the only kind that this mode reproduces.
     """
-    training = model.training
-    try:
-        systems = model.eval().dsf_systems(input_ids, **inputs)
+    with in_evaluation(model):
+        systems = model.dsf_systems(input_ids, **inputs)
         outputs = _block_outputs(model, input_ids, inputs)
-    finally:
-        model.train(training)
     for layer, system in enumerate(systems):
         if not isinstance(system, SoftmaxSystem):
             raise ValueError(

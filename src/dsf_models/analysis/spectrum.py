@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import DSFConfig, DSFPreTrainedModel, get_architecture
+from ..backbone import DSFConfig, DSFPreTrainedModel, get_architecture, in_evaluation
 from ..errors import require
 from ..filters import FilterSystem
 from ..system import DSFSystem, DSFSystemError, SoftmaxSystem, Spectrum
@@ -217,16 +217,18 @@ def random_tokens(config: DSFConfig, batch: int = 2, length: int | None = None, 
         seed: of the draw.
 
     Raises:
-        ValueError: the length is below 2.
+        ValueError: the length is below 2, or the model reads real numbers.
     """
+    remedy = "its inputs are real numbers, not tokens; give inputs_values to spectrum or compare_spectra."
+    require(config.input_size is None, "input_size", config.input_size, remedy)
     if length is None:
         length = min(64, config.max_position_embeddings or 64)
     generator = torch.Generator().manual_seed(seed)
-    _require_two(length)
+    require_two_tokens(length)
     return torch.randint(config.vocab_size, (batch, length), generator=generator)
 
 
-def _require_two(length: int) -> None:
+def require_two_tokens(length: int) -> None:
     require(length >= 2, "length", length, "λ_1 is the first eigenvalue that acts; give at least 2 tokens a row.")
 
 
@@ -237,14 +239,11 @@ def _initialised(config: DSFConfig, seed: int) -> DSFPreTrainedModel:
 
 
 def _systems(model: DSFPreTrainedModel, input_ids: Tensor | None, inputs: dict[str, Any]) -> list[System | None]:
-    training = model.training
-    try:
-        systems = model.eval().dsf_systems(input_ids, **inputs)
-    finally:
-        model.train(training)
+    with in_evaluation(model):
+        systems = model.dsf_systems(input_ids, **inputs)
     for system in systems:
         if system is not None:
-            _require_two(system.length)
+            require_two_tokens(system.length)
     return systems
 
 
@@ -270,29 +269,54 @@ def acting_eigenvalues(system: System | None) -> Spectrum | str:
     return Spectrum(masked, found.realisation)
 
 
+@dataclass(frozen=True)
+class _LayerCounts:
+    """What is kept of one layer's eigenvalues, which may take more memory than all its weights."""
+
+    counts: Tensor
+    """(h, b, bins)"""
+    phase_counts: Tensor
+    """(h, b, phase bins)"""
+    magnitudes: Tensor
+    """(h, b)"""
+    realisation: str
+
+
 def _histogram(systems: list[System | None], bins: Bins) -> SpectrumHistogram:
-    found = [acting_eigenvalues(system) for system in systems]
-    spectra = {layer: one for layer, one in enumerate(found) if isinstance(one, Spectrum)}
-    heads = max((one.values.shape[2] for one in spectra.values()), default=1)
-    batch = max((one.values.shape[0] for one in spectra.values()), default=1)
-    lead = (len(found), heads, batch)
-    counts = torch.full((*lead, len(bins.names)), math.nan, dtype=torch.float64)
-    phase_counts = torch.full((*lead, len(PHASES.names)), math.nan, dtype=torch.float64)
-    magnitudes = torch.full(lead, math.nan, dtype=torch.float64)
-    for layer, one in spectra.items():
-        for head, of_head in enumerate(one.values.unbind(2)):
-            for row, values in enumerate(of_head):
-                sizes = values.abs()
-                counts[layer, head, row] = bins.count(sizes)
-                phase_counts[layer, head, row] = PHASES.count(_phases(values))
-                magnitudes[layer, head, row] = sizes.nanmean()
+    found = [_counted(system, bins) for system in systems]
+    known = [one for one in found if isinstance(one, _LayerCounts)]
+    heads = max((one.counts.shape[0] for one in known), default=1)
+    batch = max((one.counts.shape[1] for one in known), default=1)
+
+    def gathered(name: str, *widths: int) -> Tensor:
+        whole = torch.full((len(found), heads, batch, *widths), math.nan, dtype=torch.float64)
+        for layer, one in enumerate(found):
+            if isinstance(one, _LayerCounts):
+                part = getattr(one, name)
+                whole[layer, : part.shape[0], : part.shape[1]] = part
+        return whole
+
     return SpectrumHistogram(
-        counts=counts,
-        phase_counts=phase_counts,
-        magnitudes=magnitudes,
-        realisations=[one.realisation if isinstance(one, Spectrum) else None for one in found],
-        reasons=[None if isinstance(one, Spectrum) else one for one in found],
+        counts=gathered("counts", len(bins.names)),
+        phase_counts=gathered("phase_counts", len(PHASES.names)),
+        magnitudes=gathered("magnitudes"),
+        realisations=[one.realisation if isinstance(one, _LayerCounts) else None for one in found],
+        reasons=[None if isinstance(one, _LayerCounts) else one for one in found],
         bins=bins,
+    )
+
+
+def _counted(system: System | None, bins: Bins) -> _LayerCounts | str:
+    """Return the counts of a layer, or why it has no eigenvalues."""
+    found = acting_eigenvalues(system)
+    if isinstance(found, str):
+        return found
+    rows = [[(row.abs(), _phases(row)) for row in of_head] for of_head in found.values.unbind(2)]
+    return _LayerCounts(
+        counts=torch.stack([torch.stack([bins.count(sizes) for sizes, _ in head]) for head in rows]),
+        phase_counts=torch.stack([torch.stack([PHASES.count(phases) for _, phases in head]) for head in rows]),
+        magnitudes=torch.stack([torch.stack([sizes.nanmean().cpu() for sizes, _ in head]) for head in rows]),
+        realisation=found.realisation,
     )
 
 

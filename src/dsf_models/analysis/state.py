@@ -88,7 +88,7 @@ def normalizer_use(system: DSFSystem | SoftmaxSystem | FilterSystem | None) -> N
     pads = _pads(system, log_eta.shape[:2])
     not_positive = int((log_eta.isnan() & ~pads[..., None]).sum())
     log_eta = log_eta.masked_fill(pads[..., None], math.nan)
-    return NormalizerUse(log_eta, _slope(log_eta), not_positive)
+    return NormalizerUse(log_eta, _slope(log_eta, system.starts), not_positive)
 
 
 def gain_use(system: DSFSystem | SoftmaxSystem | FilterSystem | None) -> dict[str, GainUse]:
@@ -108,7 +108,7 @@ def gain_use(system: DSFSystem | SoftmaxSystem | FilterSystem | None) -> dict[st
         gain = gain.expand(*system.u.shape[:2], -1, -1)
         real = gain[~_pads(system, gain.shape[:2])]
         log = torch.where(gain > 0, gain, math.nan).log().mean(-1)
-        slope = _slope(log.masked_fill(_pads(system, gain.shape[:2])[..., None], math.nan))
+        slope = _slope(log.masked_fill(_pads(system, gain.shape[:2])[..., None], math.nan), system.starts)
         slope = torch.where((real > 0).all(2).all(0), slope, math.nan)
         found[name] = GainUse(real.amin((0, 2)), real.amax((0, 2)), slope)
     return found
@@ -151,11 +151,16 @@ def _pads(system: DSFSystem | SoftmaxSystem, shape: torch.Size) -> Tensor:
     return torch.arange(shape[1], device=device) >= system.lengths[:, None]
 
 
-def _slope(values: Tensor) -> Tensor:
-    """Return the least-squares slope of values (b, t, h) over log(i + 1), NaN aside: (h,)."""
-    time = torch.arange(1, values.shape[1] + 1, device=values.device, dtype=torch.float64).log()
+def _slope(values: Tensor, starts: Tensor | None) -> Tensor:
+    """Return the least-squares slope of values (b, t, h) over log(i + 1), NaN aside: (h,).
+
+    Position i counts from 0 in each document, whose first token `starts` (b, t) marks.
+    """
+    time = torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])
+    if starts is not None:
+        time = time - torch.where(starts, time, 0).cummax(1).values
     real = values.isfinite()
-    x = torch.where(real, time[None, :, None], 0.0)
+    x = torch.where(real, (time + 1).double().log()[..., None], 0.0)
     y = values.masked_fill(~real, 0.0)
     number = real.sum((0, 1)).clamp(min=1)
     x_mean, y_mean = x.sum((0, 1)) / number, y.sum((0, 1)) / number

@@ -3,6 +3,7 @@
 from .cache import DSFAttentionLayer, DSFSlidingLayer, DSFStateLayer, DSFStaticAttentionLayer, checked_layer
 from .configuration import DSFConfig, bounds
 from .generation import DSFGenerationMixin
+from .inspection import in_evaluation
 from .layers import activation_function
 from .layout import TokenLayout
 from .lora import lora_config
@@ -47,6 +48,7 @@ __all__ = [
     "bounds",
     "checked_layer",
     "get_architecture",
+    "in_evaluation",
     "init_log_uniform",
     "init_time_step_bias",
     "list_architectures",

@@ -1,15 +1,29 @@
 """A model's systems: (Λ, B, C, D) and Φ of every layer at the mixer's true input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import NotADynamicalSystemError
 from ..filters import FilterSystem
 from ..system import DSFSystem, SoftmaxSystem
 from .mixer import DSFMixer
 
-__all__ = ["InspectionMixin"]
+__all__ = ["InspectionMixin", "in_evaluation"]
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside the `with` block; each of its modules returns to the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class InspectionMixin:

@@ -35,8 +35,8 @@ class Tokens:
     """One row of token ids."""
     length: int | None = None
     """Length of random rows, where there are neither texts nor ids. Default: 64, or fewer where positions end."""
-    rows: int = 4
-    """Number of random rows."""
+    rows: int | None = None
+    """Number of random rows. Default: 4."""
 
 
 def inspect_checkpoint(
@@ -107,6 +107,13 @@ def _drawing() -> Any:
 
 def _read(tokens: Tokens, folder: Path, config: DSFConfig, seed: int) -> tuple[Tensor, Tensor | None, str]:
     """Return token ids (b, t), a mask where rows differ in length, and where the tokens come from."""
+    if config.input_size is not None:
+        raise UsageError(
+            f"{folder}: the model reads real numbers (input_size={config.input_size}), no tokens: look at it in "
+            "Python, by spectrum(model, inputs_values=…) and the other functions of dsf_models.analysis."
+        )
+    if (tokens.texts or tokens.ids) and tokens.rows is not None:
+        raise UsageError(f"--rows={tokens.rows}: only random tokens have it: leave it out.")
     if tokens.texts:
         tokenizer = _tokenizer(folder)
         rows = [tokenizer(text)["input_ids"] for text in tokens.texts]
@@ -115,10 +122,11 @@ def _read(tokens: Tokens, folder: Path, config: DSFConfig, seed: int) -> tuple[T
         return *_side_by_side([list(tokens.ids)], config), "token ids"
     most = config.max_position_embeddings if config.position_embedding == "learned" else None
     length = min(64, most or 64) if tokens.length is None else tokens.length
-    if length < 2 or tokens.rows < 1 or (most is not None and length > most):
+    rows = 4 if tokens.rows is None else tokens.rows
+    if length < 2 or rows < 1 or (most is not None and length > most):
         limit = "" if most is None else f" and at most {most}, the model's positions"
-        raise UsageError(f"--length={length}, --rows={tokens.rows}: give at least 2 tokens{limit}, and at least 1 row.")
-    return random_tokens(config, tokens.rows, length, seed), None, f"random, seed {seed}"
+        raise UsageError(f"--length={length}, --rows={rows}: give at least 2 tokens{limit}, and at least 1 row.")
+    return random_tokens(config, rows, length, seed), None, f"random, seed {seed}"
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
