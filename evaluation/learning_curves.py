@@ -9,6 +9,7 @@ Numbers and curves come from the files of the runs alone; the samples from their
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +28,7 @@ from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.checkpoints import load_model
 
 PROMPTS = ("The film", "I have seen this", "The worst thing about")
+CURVES = "curves.json"
 HEADER = ("architecture", "parameters", "validation loss", "test loss", "3-gram, test", "perplexity", "bits per byte")
 _TEMPERATURE, _TOP_P, _NEW_TOKENS = 0.8, 0.95, 80
 
@@ -39,11 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="what the samples begin with")
     try:
         options = parser.parse_args(arguments)
-        runs = [read_run(folder) | {"samples": samples(folder, options.prompts)} for folder in options.runs]
+        check_output(options.output_dir)
+        runs = [read_run(folder) for folder in options.runs]
+        check_comparable(runs)
+        runs = [run | {"samples": samples(path, options.prompts)} for path, run in zip(options.runs, runs, strict=True)]
     except UsageError as error:
         sys.exit(f"learning_curves.py: error: {error}")
     with new_folder(options.output_dir) as folder:
-        write_json(folder / "curves.json", {"runs": runs})
+        write_json(folder / CURVES, {"runs": runs})
         draw(runs, folder / "curves.png")
         write_text(folder / "report.md", report(runs))
     print(report(runs))
@@ -71,6 +76,24 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UsageError(f"--runs {folder} has learned a task, not text: compare those by evaluation/evaluate.py.")
     splits = ("train", "validation", "speed")
     return {"result": result} | {name: [r for r in records if r["split"] == name] for name in splits}
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to replace what is no comparison of runs."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / CURVES).is_file():
+        raise UsageError(f"--output_dir {folder} holds something that is no comparison of runs: give a new folder.")
+
+
+def check_comparable(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs whose losses say nothing of each other: other text, tokens or rows, or another budget."""
+    for name, read in (
+        ("hash of the test split", lambda result: result["data"]["test_hash"]),
+        ("batch size", lambda result: result["config"]["training"]["batch_size"]),
+        ("number of steps", lambda result: result["steps"]),
+    ):
+        values = {str(read(run["result"])) for run in runs}
+        if len(values) > 1:
+            raise UsageError(f"--runs differ in their {name} ({', '.join(sorted(values))}): compare runs that agree.")
 
 
 @torch.no_grad()
@@ -133,7 +156,7 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw loss against tokens seen: training as a thin line, validation with markers, the 3-gram as a level."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
-    for run, colour in zip(runs, COLOURS, strict=False):
+    for run, colour in zip(runs, cycle(COLOURS), strict=False):
         config, name = run["result"]["config"], run["result"]["architecture"]
         tokens = config["training"]["batch_size"] * config["text"]["block_size"] / 1e6
         for split, look in (("train", {"linewidth": 0.7, "alpha": 0.5}), ("validation", {"marker": "o"})):

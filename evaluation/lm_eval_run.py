@@ -121,10 +121,11 @@ def metadata_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     found = [record for model in options.model if (record := load_record(model)) is not None]
     records = [record for record in found if record.name == GENERATED.get(name)]
     if records:
-        sizes = agreed(records, "sizes", lambda record: json.dumps(dict(record.sizes), sort_keys=True))
-        seed = agreed(records, "seed", lambda record: record.seed)
-        given = {"num_examples": options.num_examples, "seed": seed if options.seed is None else options.seed}
-        given["sizes"] = {**json.loads(sizes), **(options.sizes or {})}
+        if options.seed is None:
+            given["seed"] = agreed(records, "seed", lambda record: record.seed)
+        names = {name for record in records for name in record.sizes} - set(options.sizes or {})
+        sizes = {one: agreed(records, f"sizes.{one}", lambda record, one=one: record.sizes.get(one)) for one in names}
+        given["sizes"] = {**sizes, **(options.sizes or {})}
     return {key: value for key, value in given.items() if value is not None}
 
 

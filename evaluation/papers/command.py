@@ -60,6 +60,9 @@ def write_report(study: Study, size: str) -> None:
     """Write `outcome.json`, the figure and `report.md` from a study's kept files alone, and print the report."""
     folder = study.results(size)
     found = outcome(study, size)
+    if not found["cells"]:
+        print("No point of the study has all its seeds yet, so that there is nothing to report: go on later.")
+        return
     file = folder / FINDINGS
     text = report(study, found, file.read_text(encoding="utf-8") if file.is_file() else None)
     write_json(folder / "outcome.json", found)

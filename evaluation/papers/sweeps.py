@@ -19,8 +19,8 @@ from dsf_models.hub.usage import UsageError
 from evaluation.papers.study import ROOT
 
 OBSERVATIONS = "observations.json"
-_LEDGER = ("sweep.json", "results.json")
-_KEPT = (*_LEDGER, "table.json", "table.md", "learning_rates.png")
+_SWEEP, _RESULTS = "sweep.json", "results.json"
+_COPIED = (_SWEEP, "table.json", "table.md", "learning_rates.png")
 _STATES = {0: "finished", 1: "failed", 3: "left"}
 
 
@@ -57,19 +57,32 @@ def carry_out(config: Path, kept: Path, hours: float | None, parallel: int | Non
 
 
 def restore(kept: Path, folder: Path) -> None:
-    """Give a sweep without a folder the results that were kept of it."""
-    if not (folder / _LEDGER[0]).is_file() and (kept / _LEDGER[0]).is_file():
+    """Give a sweep the results that were kept of it and that it does not have, such as those of another machine."""
+    if (kept / _RESULTS).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _LEDGER:
-            shutil.copyfile(kept / name, folder / name)
+        write_json(folder / _RESULTS, joined(folder / _RESULTS, kept / _RESULTS))
+        if (kept / _SWEEP).is_file() and not (folder / _SWEEP).is_file():
+            shutil.copyfile(kept / _SWEEP, folder / _SWEEP)
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """Copy the small files of a sweep."""
+    """Copy the small files of a sweep; no result that was kept before is lost."""
     kept.mkdir(parents=True, exist_ok=True)
-    for name in _KEPT:
+    if (folder / _RESULTS).is_file():
+        write_json(kept / _RESULTS, joined(folder / _RESULTS, kept / _RESULTS))
+    for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, kept / name)
+
+
+def joined(first: Path, second: Path) -> dict[str, Any]:
+    """The content of two files of results, of which either may be missing; where both know a run, that of the first."""
+    contents = [read_json(file) for file in (second, first) if file.is_file()]
+    runs: dict[str, Any] = {}
+    for run in (run for content in contents for run in content["runs"]):
+        if run["result"] is not None or run["name"] not in runs:
+            runs[run["name"]] = run
+    return {"tuned": contents[-1]["tuned"], "runs": list(runs.values())}
 
 
 def observe(folder: Path, kept: Path, look: Callable[[Path], Mapping[str, Any]]) -> None:

@@ -195,12 +195,17 @@ def sweep_row(row: Mapping[str, Any], axes: Sequence[str]) -> list[str]:
         *(shown(row["axes"].get(name)) for name in axes),
         f"{best['parameters']:,}",
         "–" if best["state_bytes"] is None else f"{best['state_bytes']:,}",
-        f"{100 * test['mean']:.1f}",
-        f"{100 * test['min']:.1f}–{100 * test['max']:.1f}",
-        f"{100 * test['success_rate']:.0f} %",
+        sweep_score(best, test["mean"]),
+        f"{sweep_score(best, test['min'])}–{sweep_score(best, test['max'])}",
+        "–" if test["success_rate"] is None else f"{100 * test['success_rate']:.0f} %",
         str(best["finished"]),
-        "–" if baselines is None else f"{100 * baselines['best_trivial']:.1f}",
+        "–" if baselines is None else sweep_score(best, baselines["best_trivial"]),
     ]
+
+
+def sweep_score(best: Mapping[str, Any], number: float) -> str:
+    """An accuracy in %, or a loss as it is: a sweep of real numbers has no accuracy, and no share of solved seeds."""
+    return f"{number:.4g} (loss)" if best["test"]["success_rate"] is None else f"{100 * number:.1f}"
 
 
 def rate_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

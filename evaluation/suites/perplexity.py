@@ -114,7 +114,7 @@ class Perplexity(Suite):
         stride = check_stride(text.stride, limit)
         try:
             tokens = score(model, list(windows(ids, limit, stride)), len(ids), self.config.batch_size)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise UsageError(f"--model {name} does not take these documents: {error}") from error
         unscored = 0.0 if has_start else math.log(len(tokenizer))
         longest = max(ids, key=len)[: min(_STATE_AFTER, limit or _STATE_AFTER)]

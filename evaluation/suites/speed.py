@@ -209,5 +209,6 @@ def memory_of(model: PreTrainedModel, name: str, timed: Timed) -> int:
     command = [sys.executable, "-m", module, source, timed.measure, str(timed.batch), str(timed.length)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
     if found.returncode != 0:
-        raise UsageError(f"--model {name}: its memory cannot be measured ({found.stderr.strip().splitlines()[-1]}).")
+        said = found.stderr.strip().splitlines() or [f"exit code {found.returncode}"]
+        raise UsageError(f"--model {name}: its memory cannot be measured ({said[-1]}).")
     return int(found.stdout.split()[-1])

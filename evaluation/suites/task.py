@@ -1,5 +1,6 @@
 """One task of the zoo, with the sizes of the command line, else with those that the checkpoints were trained on."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +133,17 @@ def what_is_asked(config: EvaluationConfig, name: str | None = None) -> Asked:
             "--suite is missing, and no checkpoint has a task.json that names its task: give --suite NAME."
         )
     records = [record for record in records if record.name == name]
-    recorded_examples = agreed(records, "num_examples", lambda record: record.num_examples.get(config.split))
     return Asked(
         name=name,
         sizes=_sizes(records, config.sizes),
-        seed=_first(config.seed, agreed(records, "seed", lambda record: record.seed), 0),
-        num_examples=_first(config.num_examples, recorded_examples, _DEFAULT_EXAMPLES),
+        seed=_chosen(config.seed, records, "seed", lambda record: record.seed, 0),
+        num_examples=_chosen(
+            config.num_examples,
+            records,
+            "num_examples",
+            lambda record: record.num_examples.get(config.split),
+            _DEFAULT_EXAMPLES,
+        ),
     )
 
 
@@ -271,12 +277,14 @@ def agreed(records: Sequence[TaskRecord], argument: str, read: Callable[[TaskRec
     Raises:
         UsageError: they disagree.
     """
-    values = {read(record) for record in records}
+    # Sizes may be lists, which no set holds.
+    values = {json.dumps(value, sort_keys=True): value for value in map(read, records)}
     if len(values) > 1:
         raise UsageError(
-            f"The checkpoints were trained on different tasks ({argument} {sorted(values)}): give --{argument}."
+            f"The checkpoints were trained on different tasks ({argument} [{', '.join(sorted(values))}]): give "
+            f"--{argument}."
         )
-    return next(iter(values), None)
+    return next(iter(values.values()), None)
 
 
 def _sizes(records: Sequence[TaskRecord], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,5 +295,11 @@ def _sizes(records: Sequence[TaskRecord], given: Mapping[str, Any]) -> dict[str,
     return {**recorded, **given}
 
 
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+def _chosen(
+    given: Any, records: Sequence[TaskRecord], argument: str, read: Callable[[TaskRecord], Any], default: Any
+) -> Any:
+    """What the command line gives, else what all records say, else the default."""
+    if given is not None:
+        return given
+    found = agreed(records, argument, read)
+    return default if found is None else found

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from dsf_models.hub.usage import UsageError
 from evaluation import learning_curves
 from tests.training.helpers import metrics, train
 from tests.training.test_text_runs import train_on_text
@@ -61,5 +62,18 @@ def test_what_is_no_run_on_text_is_named(tmp_path: Path, capsys: pytest.CaptureF
         with pytest.raises(SystemExit, match=named):
             learning_curves.main(["--runs", str(folder), "--output_dir", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="holds something that is no comparison"):
+        learning_curves.main(["--runs", str(task), "--output_dir", str(kept)])
+    assert (kept / "mine.txt").read_text() == "mine"
     with pytest.raises(SystemExit, match="the following arguments are required: --output_dir"):
         learning_curves.main(["--runs", str(task)])
+
+
+def test_runs_of_another_budget_are_not_compared(runs: list[Path], tmp_path: Path) -> None:
+    both = [learning_curves.read_run(run) for run in runs]
+    both[1]["result"]["steps"] += 1
+    with pytest.raises(UsageError, match="number of steps"):
+        learning_curves.check_comparable(both)

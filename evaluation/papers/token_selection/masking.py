@@ -7,9 +7,11 @@
 The same command goes on after an interruption: models that have finished are kept under evaluation/results/.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
 from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.papers.study import ROOT
+from evaluation.papers.sweeps import read_json
 from evaluation.papers.token_selection.masking_report import write_report
 from evaluation.papers.token_selection.splice import CLASSES, MASK, MODELS, Sequences, load, train
 
@@ -82,11 +85,17 @@ def carry_out(size: Size, data: Path, runs: Path, results: Path) -> None:
     """
     training, test = load(data)
     results.mkdir(parents=True, exist_ok=True)
+    digest = sha256(b"".join(split.input_ids.numpy().tobytes() for split in (training, test))).hexdigest()
     for name in MODELS:
         file = results / f"{name}.json"
-        if not file.is_file():
-            models = [train(name, seed, size.steps, training, runs / f"{name}-{seed}") for seed in size.seeds]
-            write_json(file, {"model": name, **examine(models, size, test), "environment": environment_facts()})
+        asked = json.loads(json.dumps({"size": asdict(size), "config": MODELS[name], "data_hash": digest}))
+        if not file.is_file() or read_json(file)["asked"] != asked:
+            environment = environment_facts()  # of the code that is at work, whatever is committed meanwhile
+            folder = runs / digest[:8]
+            models = [
+                train(name, seed, size.steps, training, folder / f"{name}-{seed}-{size.steps}") for seed in size.seeds
+            ]
+            write_json(file, {"model": name, "asked": asked, **examine(models, size, test), "environment": environment})
 
 
 def examine(models: Sequence[PreTrainedModel], size: Size, test: Sequences) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _TEXT = (
     Paragraph("How few nucleotides carry the answer, and do they differ from sequence to sequence?"),
     Paragraph(
         "On sequences of the Genomic Benchmarks, important tokens are sparse and depend on the input, and SSMs focus "
-        "on them. Probably a pretrained Hyena was fine-tuned there, which is no time-invariant SSM.",
+        "on them.",
         "paper",
     ),
     Paragraph(
@@ -30,7 +30,7 @@ _TEXT = (
         "measured on; the order of another model of the same kind is not.",
         "ours",
     ),
-    Paragraph("The paper's data sets, mask, order and numbers are not available to this project.", "warning"),
+    Paragraph("The paper's data sets, model, mask, order and numbers are not available to this project.", "warning"),
 )
 
 

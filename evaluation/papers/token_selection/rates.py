@@ -1,12 +1,14 @@
-"""Slopes of log error on log n, and ratios of errors, with bootstrap intervals over replicates.
+"""Slopes of log error on log n, and ratios of errors, with intervals over replicates.
 
     slope: d log(mean over replicates of error) / d log n, by least squares
     ratio: exp(mean over replicates of log(first / second))
 
 A replicate is a function with its examples; all sizes of one are drawn together, so that the interval counts what they
-share. The interval holds the middle 95 % of 2,000 drawings; with four replicates it is rough, and rather too short.
+share. The interval of a slope holds the middle 95 % of 2,000 drawings; with four replicates it is rough, and rather too
+short. That of a ratio is Student's, of its logarithm.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from dsf_models.tasks.counter_rng import Floats, Ints
+from evaluation.papers.seeds import summary
 
 _DRAWINGS = 2000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its bootstrap interval at 95 %."""
+    """A number and its interval at 95 %."""
 
     value: float
     """From all replicates."""
@@ -54,13 +57,14 @@ def slope(sizes: Sequence[int], errors: Sequence[Sequence[float]]) -> Estimate:
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """The geometric mean of first / second, replicate by replicate.
+    """The geometric mean of first / second, replicate by replicate, with Student's interval of its logarithm.
 
     Raises:
         ValueError: of different lengths, or a number that is not positive.
     """
-    logs = np.log(_table([first])[0]) - np.log(_table([second])[0])
-    return _estimate(len(logs), lambda drawn: np.exp(logs[drawn].mean(axis=1)))
+    logs = summary((np.log(_table([first])[0]) - np.log(_table([second])[0])).tolist())
+    interval = logs.interval and (math.exp(logs.interval[0]), math.exp(logs.interval[1]))
+    return Estimate(math.exp(logs.mean), interval)
 
 
 def _estimate(replicates: int, measure: Callable[[Ints], Floats]) -> Estimate:

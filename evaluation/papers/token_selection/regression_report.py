@@ -26,10 +26,11 @@ _TEXT = (
         "paper",
     ),
     Paragraph(
-        "All of the experiment: functions, law of the tokens, noise, sieve, networks, budgets. Errors are squared and "
-        "taken against the function without noise, whose variance is 1; networks are selected by that error on a "
-        "validation split. Slopes and ratios have bootstrap intervals at 95 % over functions; with few of them they "
-        "are rough. Trained networks have an error of optimisation besides, so that their slope says nothing of the "
+        "All of the experiment: functions, law of the tokens, noise, sieve, networks, budgets. Errors are squared "
+        "and taken against the function without noise, whose variance is 1; networks are selected by that error on a "
+        "validation split. Intervals are at 95 % over functions: of slopes by the bootstrap, which is rough with few "
+        "of them, of ratios Student's. Trained networks have an error of optimisation besides, so that their slope "
+        "says nothing of the"
         "theorem's rate: only the comparison of the two, and the dependence on the number of tokens, are read.",
         "ours",
     ),
@@ -83,7 +84,8 @@ def _network_parts(networks: Mapping[str, Any], size: str) -> Iterator[Block]:
     if intervals:
         worse = sum(low > 1 for low, _ in intervals)
         yield Paragraph(
-            f"The SSM is worse beyond noise (its ratio's interval lies above 1) at {worse} of {len(intervals)} places."
+            f"The interval of the SSM's ratio lies above 1 at {worse} of {len(intervals)} places; without any "
+            "difference one in forty would."
         )
 
 

@@ -24,7 +24,10 @@ _UNKNOWN = (
     "Axes, vocabulary, lengths, widths, depths, optimiser and numbers of the paper's figure are not available to this "
     "project; nor is it known whether its filters look both ways. Only the order of the shapes can be compared."
 )
-_SHAPES = "The SSM is S4D (diagonal, time-invariant) with residual connections and norms, which the theory has not. "
+_SHAPES = (
+    "The SSM is S4D (diagonal, time-invariant) with residual connections and norms, which the theory has not. At the "
+    "small size one learning rate, 0.003, serves all. "
+)
 _SERIES = Axis(key="mixer", label="mixer")
 _DEPTH = Axis(key="model.channel_mixer_depth", label="hidden layers of each FNN", log=True)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
 import dsf_models  # noqa: F401  registers the architectures with the Auto classes
+from dsf_models.hub.files import new_folder
 from dsf_models.hub.usage import UsageError
 
 NUCLEOTIDES = "ACGT"
@@ -117,5 +118,6 @@ def train(name: str, seed: int, steps: int, data: Sequences, folder: Path) -> Pr
         )
         model = AutoModelForSequenceClassification.from_config(config)
         Trainer(model, arguments, train_dataset=data, data_collator=mask_at_random).train()
-        model.save_pretrained(folder)
+        with new_folder(folder) as unfinished:
+            model.save_pretrained(unfinished)
     return AutoModelForSequenceClassification.from_pretrained(folder).eval()

@@ -73,7 +73,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
 
 @pytest.mark.slow
 def test_the_study_finds_the_positions_that_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masking, "MODELS", ("s4d",))
+    monkeypatch.setattr(masking, "MODELS", {"s4d": masking.MODELS["s4d"]})
     write(tmp_path / "splice.csv", made_up(1500))
     size = masking.Size(steps=400, seeds=(0, 1), inputs=60, greedy=8)
     runs, results = tmp_path / "runs", tmp_path / "results"

@@ -191,6 +191,34 @@ def test_learned_exponents_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     assert learned_exponents(tmp_path / "plain") == {}
 
 
+def test_what_two_machines_have_run_comes_together(tmp_path: Path) -> None:
+    kept, folder = tmp_path / "kept", tmp_path / "folder"
+    for path, done in ((kept, {"a": 1, "b": 2, "c": None}), (folder, {"b": 3, "c": 4, "d": None})):
+        path.mkdir()
+        runs = [{"name": name, "result": result} for name, result in done.items()]
+        (path / "results.json").write_text(json.dumps({"tuned": [], "runs": runs}))
+    (kept / "sweep.json").write_text("{}")
+    sweeps.restore(kept, folder)
+    assert (folder / "sweep.json").is_file()
+    expected = {"a": 1, "b": 3, "c": 4, "d": None}
+
+    def results(path: Path) -> dict[str, int | None]:
+        return {run["name"]: run["result"] for run in json.loads((path / "results.json").read_text())["runs"]}
+
+    assert results(folder) == expected
+    (folder / "results.json").write_text(json.dumps({"tuned": [], "runs": [{"name": "a", "result": None}]}))
+    sweeps.keep(folder, kept)
+    assert results(kept) == {"a": 1, "b": 2, "c": None}
+
+
+def test_before_any_point_is_complete_nothing_is_written(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads((kept / "table.json").read_text())
+    (kept / "table.json").write_text(json.dumps([row | {"best": None} for row in rows]))
+    assert command.main({"tiny": STUDY}, None, ["tiny", "--report"]) == "finished"
+    assert "go on later" in capsys.readouterr().out
+    assert not (kept / "outcome.json").exists()
+
+
 @pytest.mark.slow
 def test_a_study_of_real_runs_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = {ARCHITECTURE: ["ssd", "s6"], "model.state_size": [2, 4]}
