@@ -9,13 +9,12 @@ from dsf_models.hub.files import write_json, write_text
 from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.papers.figure import draw
 from evaluation.papers.outcome import outcome
-from evaluation.papers.report import FIGURE, report
 from evaluation.papers.study import Study
 from evaluation.papers.sweeps import carry_out, observe, sweep_folder
+from evaluation.reporting.blocks import Image, Picture, to_markdown
+from evaluation.reporting.sections import OUTCOME, study_blocks
 
-FINDINGS = "findings.md"
-"""What a person has concluded from a study, beside its results; the report quotes it."""
-
+FIGURE = "figure.png"
 _EXIT = {"finished": 0, "failed": 1, "left": 3}
 
 
@@ -63,10 +62,11 @@ def write_report(study: Study, size: str) -> None:
     if not found["cells"]:
         print("No point of the study has all its seeds yet, so that there is nothing to report: go on later.")
         return
-    file = folder / FINDINGS
-    text = report(study, found, file.read_text(encoding="utf-8") if file.is_file() else None)
-    write_json(folder / "outcome.json", found)
+    write_json(folder / OUTCOME, found)
     draw(study, found, folder / FIGURE)
+    # The figure stands for the pictures of the page, which draw the same.
+    blocks = [block for block in study_blocks(found, folder) if not isinstance(block, Picture)]
+    text = to_markdown(study.title, [Image(FIGURE, study.title), *blocks])
     write_text(folder / "report.md", text)
     print(text)
 

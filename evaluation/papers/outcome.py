@@ -7,8 +7,6 @@ from evaluation.papers.seeds import Summary, paired_difference, summary
 from evaluation.papers.study import Axis, Study
 from evaluation.papers.sweeps import observations, read_json
 
-SOLVED = 0.99
-
 
 def outcome(study: Study, size: str) -> dict[str, Any]:
     """What a study has found so far.
@@ -65,10 +63,9 @@ def cell(
     best = row["best"]
     place = {name: axis and row["axes"].get(axis.key) for name, axis in axes_of(study).items()}
     names = [run["name"] for run in runs if run["axes"] == best["axes"]]
-    values = summary(best["accuracies"])
     return place | {
-        "accuracy": values.to_dict(),
-        "success_rate": sum(value > SOLVED for value in values.values) / len(values.values),
+        "accuracy": summary(best["accuracies"]).to_dict(),
+        "success_rate": best["test"]["success_rate"],
         "tuned": {key: value for key, value in best["axes"].items() if key not in row["axes"]},
         "window": row["window"],
         "at_edge": row["at_edge"],

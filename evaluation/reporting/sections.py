@@ -225,12 +225,22 @@ def rate_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def study_section(folder: Path) -> Iterator[Block]:
-    """A paper's study: what the paper states, what was found here, contrasts, what a person has concluded."""
+    """A paper's study under its title."""
     found = read_json(folder / OUTCOME)
     missing = [key for key in ("title", "paper", "cells", "contrasts", "axes", "runs") if key not in found]
     if missing:
         raise UsageError(f"{folder / OUTCOME} is no outcome of a study: {', '.join(missing)} missing.")
     yield Heading(2, f"{found['title']} ({found['paper']}, {found.get('size', 'one')} size)")
+    yield from study_blocks(found, folder)
+
+
+def study_blocks(found: Mapping[str, Any], folder: Path) -> Iterator[Block]:
+    """What the paper states, what was found here, contrasts, what a person has concluded.
+
+    Args:
+        found: content of the study's `outcome.json`.
+        folder: of its results, which may hold `findings.md`.
+    """
     for key, origin in _STATEMENTS:
         if found.get(key):
             yield Paragraph(found[key], origin)
@@ -251,7 +261,10 @@ def study_section(folder: Path) -> Iterator[Block]:
         yield Heading(3, "What follows")
         for part in file.read_text(encoding="utf-8").strip().split("\n\n"):
             yield Paragraph(" ".join(part.lstrip("# ").split()))
-    yield Paragraph(provenance(found.get("environments", [])))
+    seeds = ", ".join(map(str, found.get("seeds", []))) or "unknown"
+    hours = found.get("hours_of_training")
+    cost = "" if hours is None else f" {hours:.1f} hours of training."
+    yield Paragraph(f"Seeds {seeds}.{cost} {provenance(found.get('environments', []))}")
 
 
 def panel_pictures(found: Mapping[str, Any], panel: Any) -> Iterator[Picture]:
@@ -278,13 +291,15 @@ def panel_pictures(found: Mapping[str, Any], panel: Any) -> Iterator[Picture]:
 def cell_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of all cells."""
     axes = [name for name in ("panel", "series", "x") if found["axes"].get(name)]
-    header = [found["axes"][name]["label"] for name in axes]
+    tuned = sorted({key for cell in found["cells"] for key in cell.get("tuned", {})})
+    header = [*(found["axes"][name]["label"] for name in axes), "parameters", "state, bytes", *map(short, tuned)]
     rows = []
     for cell in found["cells"]:
         sizes = [f"{cell['parameters']:,}", "–" if cell["state_bytes"] is None else f"{cell['state_bytes']:,}"]
+        chosen = [shown(cell["tuned"][key]) for key in tuned]
         solved = f"{100 * cell['success_rate']:.0f} %"
-        rows.append([*(shown(cell[name]) for name in axes), *sizes, *share_cells(cell["accuracy"]), solved])
-    return [*header, "parameters", "state, bytes", "mean %", "interval", "min–max", "seeds", "seeds > 99 %"], rows
+        rows.append([*(shown(cell[name]) for name in axes), *sizes, *chosen, *share_cells(cell["accuracy"]), solved])
+    return [*header, "mean %", "interval", "min–max", "seeds", "seeds > 99 %"], rows
 
 
 def observation_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 
 from dsf_models.analysis.plots import save, style
 from dsf_models.hub.usage import UsageError
-from evaluation.papers.report import FIGURE, environment_line
 from evaluation.papers.sweeps import read_json
 from evaluation.papers.token_selection.splice import MOTIFS
 from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Table
 from evaluation.reporting.keep import findings_blocks, keep_report
-from evaluation.reporting.sections import REPORT
+from evaluation.reporting.sections import REPORT, provenance
+
+FIGURE = "figure.png"
 
 _TITLE = "Splice junctions: which tokens a classifier rests on"
 _TEXT = (
@@ -69,7 +70,7 @@ def blocks(found: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[Block]:
         yield Table(["order", *few], rows_of(entry["greedy"]["curves"]), caption)
     yield from findings_blocks(folder)
     yield Heading(2, "Where the numbers come from")
-    for line in dict.fromkeys(environment_line(entry["environment"]) for entry in found):
+    for line in dict.fromkeys(provenance([entry["environment"]]) for entry in found):
         yield Paragraph(line)
 
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from dsf_models.analysis.plots import save, style
 from evaluation.papers.outcome import distinct
-from evaluation.papers.report import environment_line
 from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Table
 from evaluation.reporting.keep import findings_blocks
+from evaluation.reporting.sections import provenance
 
 FIGURE = "figure.png"
 TITLE = "Regression of smooth functions of the most important tokens"
@@ -62,7 +62,7 @@ def report(oracle: Mapping[str, Any], networks: Mapping[str, Any] | None, size: 
     hashes = len(oracle["data_hashes"])
     yield Paragraph(f"Oracle: seeds {_numbers(oracle['seeds'])}; {hashes} data hashes in `oracle.json`.")
     for environment in distinct([oracle["environment"], *(networks["environments"] if networks else [])]):
-        yield Paragraph(environment_line(environment))
+        yield Paragraph(provenance([environment]))
 
 
 def _network_parts(networks: Mapping[str, Any], size: str) -> Iterator[Block]:

@@ -16,7 +16,6 @@ from dsf_models.hub.usage import UsageError
 from evaluation.papers import command, dsf, figure, sweeps
 from evaluation.papers.exponents import learned_exponents
 from evaluation.papers.outcome import outcome
-from evaluation.papers.report import report
 from evaluation.papers.seeds import paired_difference, summary
 from evaluation.papers.study import Axis, Study
 from evaluation.papers.token_selection import regression, shapes
@@ -124,14 +123,21 @@ def test_what_a_study_found_follows_from_the_kept_files(kept: Path) -> None:
 def test_the_report_shows_what_was_found_and_what_was_concluded(kept: Path) -> None:
     chosen = run("ssd", 8, 0.01, 0, 0.0).name
     (kept / "observations.json").write_text(json.dumps({chosen: {"exponents": [0.5, 1.25]}}))
-    text = report(STUDY, outcome(STUDY, "small"), "It grows.")
-    assert "| ssd | 8 | 1,234 | 56 | 0.01 | 95.0 | 31.5 to 158.5 | 90.0–100.0 | 2 | 50 % |" in text
-    assert "| ssd minus s6 | 8 | 22.5 | -9.3 to 54.3 | 20.0–25.0 | 2 |" in text
+    (kept / "findings.md").write_text("It grows.")
+    command.write_report(STUDY, "small")
+    text = (kept / "report.md").read_text()
+    assert text.startswith("# A tiny study\n\n![A tiny study](figure.png)")
+    assert "| ssd | 8 | 1,234 | 56 | 0.01 | 95.0 | 31.5 to 158.5 | 90.0 to 100.0 | 2 | 50 % |" in text
+    assert "| ssd minus s6 | 8 | 22.5 | -9.3 to 54.3 | 20.0 to 25.0 | 2 |" in text
     assert "| ssd | 8 | 0.5 1.25 |" in text
-    assert "**Not comparable.** All numbers." in text
+    assert "**The paper:** Nothing." in text
+    assert "**Note:** All numbers." in text
+    assert "The best learning rate is at the edge of the range for:" in text
     assert "It grows." in text
-    assert "commit abc; a processor (2 cores); torch 2" in text
-    assert "None written yet." in report(STUDY, outcome(STUDY, "small"), None)
+    assert "Seeds 0, 1. 0.2 hours of training. Commit `abc`; a processor (2 cores); torch 2." in text
+    (kept / "findings.md").unlink()
+    command.write_report(STUDY, "small")
+    assert "What follows" not in (kept / "report.md").read_text()
 
 
 def test_the_figure_has_a_line_for_each_series_and_a_dot_for_each_seed(
