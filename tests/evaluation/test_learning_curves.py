@@ -1,12 +1,12 @@
 """Learning curves: numbers, figure and samples of real runs on text, from their folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
-from dsf_models.hub.usage import UsageError
 from evaluation import learning_curves
 from tests.training.helpers import metrics, train
 from tests.training.test_text_runs import train_on_text
@@ -73,7 +73,9 @@ def test_what_is_no_run_on_text_is_named(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_runs_of_another_budget_are_not_compared(runs: list[Path], tmp_path: Path) -> None:
-    both = [learning_curves.read_run(run) for run in runs]
-    both[1]["result"]["steps"] += 1
-    with pytest.raises(UsageError, match="number of steps"):
-        learning_curves.check_comparable(both)
+    longer = shutil.copytree(runs[1], tmp_path / "longer")
+    result = json.loads((longer / "result.json").read_text())
+    (longer / "result.json").write_text(json.dumps(result | {"steps": result["steps"] + 1}))
+    with pytest.raises(SystemExit, match="differ in their number of steps"):
+        learning_curves.main(["--runs", str(runs[0]), str(longer), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
