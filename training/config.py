@@ -1,8 +1,8 @@
 """Everything that a run can be told: one dataclass per section of the YAML file, and the command line that fills them.
 
-The sections are `run` (folder and seed), `model` (architecture and its configuration fields), `task` or `text` (what is
-learned), `optimizer`, `schedule`, `training` (the loop) and `tracker`. A YAML file gives them, and the command line
-overrides it: `--section.field value`.
+The sections are `run` (folder and seed), `model` (architecture and its configuration fields), `task`, `text` or
+`labelled` (what is learned), `optimizer`, `schedule`, `training` (the loop) and `tracker`. A YAML file gives them, and
+the command line overrides it: `--section.field value`.
 """
 
 import argparse
@@ -173,6 +173,57 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledConfig:
+    """The sequences with a class each that a classifier learns, in the splits of the evaluation suite `lra`."""
+
+    data: Literal["text", "pixels"]
+    """"text": documents, read byte by byte. "pixels": Fashion-MNIST, a token for each grey level."""
+
+    name: str | None = None
+    """What the documents are called, in reports and on the model's card; only for text."""
+
+    files: list[str] = field(default_factory=list)
+    """CSV files of documents and their classes, folders and globs of them; only for text."""
+
+    column: str | None = None
+    """Column that holds the text, null: "text"; only for text."""
+
+    label: str | None = None
+    """Column that holds the class, null: "label"; only for text."""
+
+    length: int | None = None
+    """Bytes of a document that are read, null: 4096; only for text."""
+
+    folder: str | None = None
+    """Folder of the idx files, null: where scripts/fashion_mnist.py puts them; only for pixels."""
+
+    pooling: int | None = None
+    """Side of the squares of pixels whose mean is one token, null: 1; only for pixels."""
+
+    train_examples: int | None = None
+    """Sequences of the training split, from the first on; null: all."""
+
+    validation_examples: int | None = None
+    """Sequences that select the weights and stop the run, from the first on; null: all."""
+
+    test_examples: int | None = None
+    """Sequences that the selected weights are tested on, once, from the first on; null: all."""
+
+    def __post_init__(self) -> None:
+        others = {"text": ("folder", "pooling"), "pixels": ("name", "files", "column", "label", "length")}[self.data]
+        for name in others:
+            value = getattr(self, name)
+            _require(
+                value in (None, []), f"labelled.{name}", value, f"labelled.data {self.data!r} has none: leave it out"
+            )
+        if self.data == "text":
+            _require(bool(self.files), "labelled.files", self.files, "give CSV files of documents with their classes")
+        for name in ("length", "pooling", "train_examples", "validation_examples", "test_examples"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"labelled.{name}", value, "use at least 1, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW; norms, biases and the parameters of Λ are never decayed."""
 
@@ -327,10 +378,13 @@ class TrainConfig:
     """`architecture`, a name of `dsf_models.list_architectures()`, and any field of its configuration class."""
 
     task: TaskConfig | None = None
-    """The synthetic task that is learned; or give `text`."""
+    """The synthetic task that is learned; or give `text` or `labelled`."""
 
     text: TextConfig | None = None
-    """The text that is learned; or give `task`."""
+    """The text that a language model learns; or give `task` or `labelled`."""
+
+    labelled: LabelledConfig | None = None
+    """The sequences that a classifier learns; or give `task` or `text`."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW."""
@@ -347,12 +401,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model.get("architecture"), str):
             raise UsageError("model.architecture is missing: name one of dsf_models.list_architectures().")
-        if (self.task is None) == (self.text is None):
-            raise UsageError("Give one of the sections `task` and `text`: what the model learns.")
+        if sum(section is not None for section in (self.task, self.text, self.labelled)) != 1:
+            raise UsageError("Give one of the sections `task`, `text` and `labelled`: what the model learns.")
         steps, warmup, decay = self.training.max_steps, self.schedule.warmup_steps, self.schedule.decay_steps or 0
         _require(warmup < steps, "schedule.warmup_steps", warmup, f"use less than training.max_steps ({steps})")
         most = steps - warmup
         _require(decay <= most, "schedule.decay_steps", decay, f"warm-up and decay overlap: use at most {most}")
+
+    @property
+    def data_section(self) -> str:
+        """Name of the section that says what is learned."""
+        return next(name for name in _OPTIONAL if getattr(self, name) is not None)
+
+    @property
+    def data_seed(self) -> int | None:
+        """Seed of the examples or of their splits; None where these have none."""
+        return getattr(getattr(self, self.data_section), "seed", None)
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
@@ -378,7 +442,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         raise UsageError(explain_parser_error(str(error), known_keys())) from error
 
 
-_OPTIONAL = {"task": TaskConfig, "text": TextConfig}
+_OPTIONAL = {"task": TaskConfig, "text": TextConfig, "labelled": LabelledConfig}
 
 
 @cache

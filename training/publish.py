@@ -18,6 +18,7 @@ from dsf_models.hub.task_record import TaskRecord
 from training.checkpoint import Progress
 from training.config import TrainConfig
 from training.data import Examples, GeneratedData, RegressionData, RunData, TaskData
+from training.labelled_data import LabelledData
 from training.score import Score
 from training.text_data import TextData
 
@@ -40,7 +41,7 @@ def publish(
         save_inputs(data, config, unfinished)
         facts = card_facts(config, data, progress, score, model)
         write_text(unfinished / "README.md", model_card(facts))
-        if facts.training.synthetic:
+        if facts.training.material == "task":
             (unfinished / ".eval_results").mkdir()
             write_text(unfinished / ".eval_results" / f"{facts.training.task}.yaml", eval_results(facts.training))
 
@@ -59,6 +60,33 @@ def _(data: GeneratedData, config: TrainConfig, folder: Path) -> None:
 @save_inputs.register
 def _(data: TextData, config: TrainConfig, folder: Path) -> None:
     data.tokenizer.save_pretrained(folder)
+
+
+@save_inputs.register
+def _(data: LabelledData, config: TrainConfig, folder: Path) -> None:
+    labelled_record(data).save(folder)
+    if data.tokenizer is not None:
+        data.tokenizer.save_pretrained(folder)
+
+
+def labelled_record(data: LabelledData) -> TaskRecord:
+    """What the checkpoint says about its labelled sequences."""
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    return TaskRecord(
+        name=data.kind,
+        sizes=data.sizes,
+        seed=None,
+        num_examples={split: len(examples) for split, examples in splits.items()},
+        data_hash={"test": rows_hash(data.test)},
+        description={"sentence": labelled_sentence(data), "classes": list(data.classes)},
+    )
+
+
+def labelled_sentence(data: LabelledData) -> str:
+    """What the sequences are."""
+    if data.kind == "text":
+        return f"The class of each document of {data.name}, read byte by byte."
+    return f"The class of each image of {data.name}, a token for each grey level, in the order of reading."
 
 
 def task_record(config: TrainConfig, data: GeneratedData) -> TaskRecord:
@@ -123,13 +151,28 @@ def test_hash(config: TrainConfig, data: GeneratedData) -> str:
 
 
 @data_facts.register
+def _(data: LabelledData, config: TrainConfig, score: Score) -> dict[str, Any]:
+    chance = 1 / len(data.classes)
+    trivial = data.best_trivial("test")
+    return {
+        "task": data.name,
+        "task_sentence": labelled_sentence(data),
+        "task_sizes": data.sizes,
+        "material": "labels",
+        "metrics": [Metric(name="accuracy", split="test", value=score.accuracy, chance=chance, best_trivial=trivial)],
+        "data_seed": config.data_seed,
+        "data_hash": rows_hash(data.test),
+    }
+
+
+@data_facts.register
 def _(data: TextData, config: TrainConfig, score: Score) -> dict[str, Any]:
     numbers, ngram = data.report(score), data.ngram_nats.get("test")
     return {
         "task": data.name,
         "task_sentence": f"Documents of {data.name}, packed into rows of {data.sequence_length} tokens.",
         "task_sizes": {name: value for name, value in asdict(config.text).items() if value not in (None, [])},
-        "synthetic": False,
+        "material": "text",
         "metrics": [
             Metric(
                 name="loss", kind="loss", is_fraction=False, split="test", value=numbers["loss"], best_trivial=ngram
@@ -149,11 +192,13 @@ def _(data: TextData, config: TrainConfig, score: Score) -> dict[str, Any]:
 
 
 def rows_hash(examples: Examples) -> str:
-    """SHA-256 of the token ids of all rows, as little-endian int32."""
+    """SHA-256 of the token ids of all rows, and of their classes where they have one, as little-endian int32."""
     digest = sha256()
     for start in range(0, len(examples), 1024):
-        indices = np.arange(start, min(start + 1024, len(examples)))
-        digest.update(examples.rows(indices)["input_ids"].numpy().astype("<i4").tobytes())
+        rows = examples.rows(np.arange(start, min(start + 1024, len(examples))))
+        digest.update(rows["input_ids"].numpy().astype("<i4").tobytes())
+        if "labels" in rows and rows["labels"].ndim == 1:
+            digest.update(rows["labels"].numpy().astype("<i4").tobytes())
     return digest.hexdigest()
 
 
@@ -182,6 +227,6 @@ def card_facts(
         state_bytes={} if model.config.looks_ahead else state_sizes(model.config),
         head=data.readout.head(model.config),
         label_alignment=model.config.label_alignment,
-        tokenizer=not training.synthetic,
+        tokenizer=getattr(data, "tokenizer", None) is not None,
         training=training,
     )

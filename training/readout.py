@@ -190,7 +190,28 @@ class EachReadout(_TokenAnswers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastReadout(_TokenAnswers):
+class _FromTheLast(_TokenAnswers):
+    """All answers of a row are in its last output, that of a classifier of sequences."""
+
+    def head(self, config: PreTrainedConfig) -> str:
+        """A classifier of sequences."""
+        return "sequence_classification"
+
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A classifier of sequences with as many outputs as the answers of a row need."""
+        return AutoModelForSequenceClassification.from_config(config)
+
+    def loss(
+        self, model: nn.Module, config: PreTrainedConfig, inputs: Batch, targets: Tensor, answers: Tensor
+    ) -> Tensor:
+        """-log p(answer)."""
+        scored = targets != IGNORE_INDEX
+        logits = _at_least_float32(self.logits(model, config, inputs, scored))
+        return cross_entropy(logits, targets[scored], reduction="sum") / answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastReadout(_FromTheLast):
     """The last output answers for every position of its row.
 
         logits[i] = W_i h_{t-1}        i = 0..t-1, W_i (v, d)
@@ -218,29 +239,46 @@ class LastReadout(_TokenAnswers):
         shape = f"logits.view(-1, {self.sequence_length}, {self.vocab_size})"
         return f"{super().convention} `{shape}[:, i]` is the answer for position i."
 
-    def head(self, config: PreTrainedConfig) -> str:
-        """A classifier of sequences."""
-        return "sequence_classification"
-
-    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A classifier of sequences with t v outputs."""
-        return AutoModelForSequenceClassification.from_config(config)
-
     def targets(self, batch: Batch) -> Tensor:
         """(b, t); -100 where nothing is scored."""
         return batch["labels"]
 
-    def loss(
-        self, model: nn.Module, config: PreTrainedConfig, inputs: Batch, targets: Tensor, answers: Tensor
-    ) -> Tensor:
-        """-log p(answer)."""
-        scored = targets != IGNORE_INDEX
-        logits = _at_least_float32(self.logits(model, config, inputs, scored))
-        return cross_entropy(logits, targets[scored], reduction="sum") / answers
-
     def logits(self, model: nn.Module, config: PreTrainedConfig, inputs: Batch, scored: Tensor) -> Tensor:
         """The logits of the scored positions, all from the last output."""
         return model(**inputs, use_cache=False).logits.unflatten(1, (self.sequence_length, self.vocab_size))[scored]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassReadout(_FromTheLast):
+    """The last output says the class of its row."""
+
+    classes: tuple[str, ...]
+    """Their names."""
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """Vocabulary, pad, and names of the classes."""
+        names = dict(enumerate(self.classes))
+        return {
+            "vocab_size": self.vocab_size,
+            "pad_token_id": self.pad_token_id,
+            "eos_token_id": self.eos_token_id,
+            "id2label": names,
+            "label2id": {name: index for index, name in names.items()},
+        }
+
+    @property
+    def convention(self) -> str:
+        """Tokens as the task says, a class out."""
+        return "`logits` (b, k) are those of the classes in `config.id2label`; `task.json` says what the tokens are."
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(b, 1); -100 where nothing is scored."""
+        return batch["labels"][:, None]
+
+    def logits(self, model: nn.Module, config: PreTrainedConfig, inputs: Batch, scored: Tensor) -> Tensor:
+        """The logits of the classes, (n, k)."""
+        return model(**inputs, use_cache=False).logits[:, None][scored]
 
 
 @dataclass(frozen=True, kw_only=True)

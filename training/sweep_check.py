@@ -9,6 +9,7 @@ import torch
 from dsf_models.hub.usage import UsageError
 from training.config import TrainConfig, config_to_dict
 from training.data import Share, load_task_data
+from training.labelled_data import shape_of
 from training.model import build_model, check_model_runs
 from training.readout import EachReadout
 from training.sweep_plan import PlannedRun
@@ -26,8 +27,8 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
     checked = set()
     for run in runs:
         sections = config_to_dict(run.config)
-        data = sections["task"] if "task" in sections else sections["text"]
-        data.pop("seed")
+        data = sections[run.config.data_section]
+        data.pop("seed", None)
         key = json.dumps([sections["model"], data, run.config.training.batch_size])
         if key in checked:
             continue
@@ -41,9 +42,12 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
 def check_run(config: TrainConfig) -> None:
     """Make one batch of a run's task, and pass a row through its model on the meta device, which holds shapes alone.
 
-    Text is not read: the run finds out about it.
+    Text and images are not read: the run finds out about them.
     """
-    if config.text is not None:
+    if config.labelled is not None:
+        readout, length = shape_of(config.labelled)
+        batch, name = {"input_ids": torch.zeros(1, length, dtype=torch.long)}, config.labelled.data
+    elif config.text is not None:
         readout = EachReadout(vocab_size=config.text.vocab_size or _SOME_VOCABULARY, label_alignment="next")
         batch = {"input_ids": torch.zeros(1, config.text.block_size, dtype=torch.long)}
         name = config.text.name

@@ -93,7 +93,7 @@ def record_of(sweep: SweepConfig, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         "runs": {
             run.name: {
                 "axes": dict(run.axes),
-                "seeds": {"run": run.config.run.seed, "data": (run.config.task or run.config.text).seed},
+                "seeds": {"run": run.config.run.seed, "data": run.config.data_seed},
                 "settings": dict(run.settings),
             }
             for run in runs
@@ -180,7 +180,9 @@ def _runs_of_cell(sweep: SweepConfig, base: TrainConfig, chosen: Mapping[str, Ch
 def _with_data_seed(config: TrainConfig, seed: int | None) -> TrainConfig:
     if seed is None:
         return config
-    section = "text" if config.task is None else "task"
+    section = config.data_section
+    if config.data_seed is None:
+        raise UsageError(f"seeds.data is given, but the splits of `{section}` are always the same: leave it out.")
     return replace(config, **{section: replace(getattr(config, section), seed=seed)})
 
 

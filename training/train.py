@@ -27,6 +27,7 @@ from dsf_models.hub.usage import UsageError
 from training.checkpoint import Progress, drop_newer, load_checkpoint, newest_checkpoint
 from training.config import TrainConfig, config_to_dict, parse_config
 from training.data import Prefetched, RunData, Share, load_task_data
+from training.labelled_data import load_labelled_data
 from training.launch import build_accelerator, end
 from training.loop import Run, fit, test
 from training.metrics import MetricsLog
@@ -66,7 +67,7 @@ def main(config: TrainConfig) -> None:
         checkpoint, progress, complaints = newest_checkpoint(folder / "checkpoints", accelerator.num_processes)
         for complaint in complaints:
             accelerator.print(f"warning: {complaint} An older checkpoint takes its place.")
-    data = load_text_data(config.text, accelerator) if config.text else load_task_data(config.task)
+    data = load_data(config, accelerator)
     data.check(config.training)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -81,6 +82,13 @@ def main(config: TrainConfig) -> None:
         fit(run, deliveries)
     test(run)
     end(accelerator)
+
+
+def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
+    """Read or make what the one section says that tells of data."""
+    if config.task is not None:
+        return load_task_data(config.task)
+    return load_text_data(config.text, accelerator) if config.text is not None else load_labelled_data(config.labelled)
 
 
 def start(

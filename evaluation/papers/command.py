@@ -15,7 +15,8 @@ from evaluation.reporting.blocks import Image, Picture, to_markdown
 from evaluation.reporting.sections import OUTCOME, study_blocks
 
 FIGURE = "figure.png"
-_EXIT = {"finished": 0, "failed": 1, "left": 3}
+EXIT = {"finished": 0, "failed": 1, "left": 3}
+"""Exit code of each state of a study."""
 
 
 def setup(studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -32,7 +33,7 @@ def setup(studies: Mapping[str, Study], description: str | None, arguments: Sequ
         state = main(studies, description, arguments)
     except UsageError as error:
         sys.exit(f"error: {error}")
-    sys.exit(_EXIT[state])
+    sys.exit(EXIT[state])
 
 
 def main(studies: Mapping[str, Study], description: str | None, arguments: Sequence[str] | None = None) -> str:

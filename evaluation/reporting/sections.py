@@ -18,7 +18,7 @@ _STATEMENTS = (("question", None), ("stated", "paper"), ("ours", "ours"), ("unkn
 
 
 def find_folders(paths: Sequence[Path]) -> list[Path]:
-    """The folders under the paths that hold results, sorted within each path.
+    """The folders under the paths that hold results, sorted within each path; sweeps that a report speaks for are not.
 
     Raises:
         UsageError: a path does not exist, or there are no results under any.
@@ -27,8 +27,10 @@ def find_folders(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist: give folders of results.")
-        below = [file.parent for name in (RESULTS, OUTCOME, REPORT) for file in path.rglob(name)]
-        found += sorted(set(below) - set(found))
+        own = {file.parent for name in (OUTCOME, REPORT) for file in path.rglob(name)}
+        reported = {file.parent for file in path.rglob(REPORT)}
+        plain = {file.parent for file in path.rglob(RESULTS) if not reported.intersection(file.parent.parents)}
+        found += sorted((own | plain) - set(found))
     if not found:
         raise UsageError(f"There is no {RESULTS} under {', '.join(map(str, paths))}: evaluate something first.")
     return found

@@ -20,7 +20,7 @@ from dsf_models.hub.usage import UsageError
 from dsf_models.tasks.images import CLASSES, VOCAB_SIZE, ImagesError, fashion_mnist, image_folder
 from dsf_models.tasks.listops import SMALL
 from dsf_models.tasks.text import TextError, byte_tokenizer
-from dsf_models.tasks.text.labelled import labelled_documents
+from dsf_models.tasks.text.labelled import byte_ids, labelled_documents
 from evaluation.config import EvaluationConfig
 from evaluation.results import measured
 from evaluation.scoring import INTERVAL, accuracy
@@ -33,12 +33,10 @@ TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pathfinder": ("pathfinder", {}),
 }
 """Task and sizes of the tasks that are generated; sizes that the command line or a record names go before these."""
+LABELLED = ("text", "pixels")
+"""What is classified by a model with a head for sequences."""
 TEXT_LENGTH = 4096
-"""Bytes of a text that are read, as in the Long Range Arena."""
-TEXT_FRACTIONS = {"validation": 0.1, "test": 0.2}
-TEXT_SEED = 0
-"""Of the splits: with another, a model would be tested on documents that it has learned."""
-"""Shares of the documents; training on texts for this suite is on `labelled_documents(files, "train", these)`."""
+"""Bytes of a text that are read, as in the Long Range Arena, unless the checkpoints have learned shorter ones."""
 
 
 def long_range_arena(config: EvaluationConfig) -> Suite:
@@ -124,10 +122,11 @@ class Pixels(Classification):
         super().__init__(config)
         folder = Path(config.lra.folder) if config.lra.folder else image_folder()
         try:
-            self.data = fashion_mnist(config.split, folder, config.num_examples)
+            pooling = recorded_size(config, "pixels", "pooling", 1)
+            self.data = fashion_mnist(config.split, folder, config.num_examples, pooling=pooling)
         except (ImagesError, ValueError) as error:
             raise UsageError(f"--suite lra on pixels is refused: {error}") from error
-        self.facts = _facts("fashion_mnist", config.split, self.data)
+        self.facts = _facts("fashion_mnist", config.split, self.data) | {"sizes": {"pooling": pooling}}
 
 
 class Texts(Classification):
@@ -141,19 +140,17 @@ class Texts(Classification):
         if not text.files:
             raise UsageError("--text.files is missing: give CSV files of documents with their classes.")
         try:
-            texts, labels = labelled_documents(
-                text.files, config.split, TEXT_FRACTIONS, column=text.column, label=text.label, seed=TEXT_SEED
-            )
+            documents = labelled_documents(text.files, config.split, column=text.column, label=text.label)
         except TextError as error:
             raise UsageError(f"--text.files is refused: {error}") from error
-        tokenizer = byte_tokenizer()
-        self.least_vocabulary = len(tokenizer)
-        classes = {name: index for index, name in enumerate(sorted(set(labels)))}
-        self.classes = len(classes)
+        self.least_vocabulary = len(byte_tokenizer())
+        self.classes = len(documents.classes)
+        length = recorded_size(config, "text", "length", TEXT_LENGTH)
         chosen = slice(None, config.num_examples)
-        ids = [tokenizer(document, split_special_tokens=True).input_ids[:TEXT_LENGTH] for document in texts[chosen]]
-        self.data = Dataset.from_dict({"input_ids": ids, "labels": [classes[name] for name in labels[chosen]]})
-        self.facts = _facts(text.name, config.split, self.data) | {"seed": TEXT_SEED, "classes": list(classes)}
+        ids = [byte_ids(document, length) for document in documents.texts[chosen]]
+        self.data = Dataset.from_dict({"input_ids": ids, "labels": documents.labels[chosen]})
+        sizes = {"length": length, "classes": list(documents.classes)}
+        self.facts = _facts(text.name, config.split, self.data) | {"sizes": sizes}
 
 
 @torch.no_grad()
@@ -188,9 +185,29 @@ def _facts(name: str, split: str, data: Dataset) -> dict[str, Any]:
     return {"name": name, "split": split, "seed": None, "num_examples": len(data), "data_hash": digest.hexdigest()}
 
 
+def recorded_size(config: EvaluationConfig, data: str, name: str, default: int) -> int:
+    """A size that the checkpoints were trained with, so that they are asked what they have learned.
+
+    Args:
+        config: of the evaluation.
+        data: what the records have to be of.
+        name: of the size.
+        default: where no checkpoint has such a record.
+
+    Raises:
+        UsageError: the checkpoints differ in it.
+    """
+    records = [record for model in config.model if (record := load_record(model)) is not None and record.name == data]
+    found = {record.sizes[name] for record in records}
+    if len(found) > 1:
+        values = " and ".join(map(str, sorted(found)))
+        raise UsageError(f"--model: the checkpoints were trained with {name} {values}: evaluate them one by one.")
+    return found.pop() if found else default
+
+
 def _recorded(config: EvaluationConfig) -> str:
     names = {record.name for model in config.model if (record := load_record(model)) is not None}
-    if len(names) == 1 and names <= {"listops", "pathfinder"}:
+    if len(names) == 1 and names <= {"listops", "pathfinder", *LABELLED}:
         return names.pop()
     raise UsageError(
         "--lra.data is missing, and the checkpoints name no task of this suite: give listops, listops_small, "

@@ -1,28 +1,17 @@
 """Images as rows of tokens: the idx format, padding, splits that share nothing, and damage."""
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dsf_models.tasks.images import VALIDATION_IMAGES, ImagesError, fashion_mnist, pixel_tokens, read_idx
-
-
-def write(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None:
-    header = struct.pack(">4I", 2051, *images.shape)
-    (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
-    (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(
-        gzip.compress(struct.pack(">2I", 2049, len(labels)) + labels.tobytes())
-    )
+from tests.idx import write_random_images
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name, count in (("train", 12), ("t10k", 3)):
-        write(tmp_path, name, rng.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10)
+    write_random_images(tmp_path, 12, 3)
     return tmp_path
 
 
@@ -32,6 +21,15 @@ def test_an_image_stands_in_the_middle_of_its_row() -> None:
     row = pixel_tokens(image).reshape(32, 32)
     assert row[2, 2] == 9
     assert row[2:30, 2:30].sum() == row.sum() == 7 * 28 * 28 + 2
+
+
+def test_a_token_is_the_mean_of_a_square() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8)
+    padded = np.pad(images.astype(int), ((0, 0), (2, 2), (2, 2)))
+    found = pixel_tokens(images, 4).reshape(2, 8, 8)
+    assert found[1, 3, 5] == padded[1, 12:16, 20:24].sum() // 16
+    assert found[0, 0, 0] == padded[0, :4, :4].sum() // 16
+    np.testing.assert_array_equal(pixel_tokens(images, 1), padded.reshape(2, -1))
 
 
 def test_splits_share_no_image(folder: Path) -> None:
@@ -48,6 +46,8 @@ def test_splits_share_no_image(folder: Path) -> None:
 def test_damage_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="did you mean test"):
         fashion_mnist("tset", folder)
+    with pytest.raises(ValueError, match="pooling=3: use a divisor of 32"):
+        fashion_mnist("test", folder, pooling=3)
     labels = folder / "t10k-labels-idx1-ubyte.gz"
     with pytest.raises(ImagesError, match="holds no images in the idx format"):
         read_idx(labels, "images")

@@ -1,5 +1,6 @@
 """The smallest run there is, and ways to start it: in this process, or as a command."""
 
+import csv
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
+from tests.idx import write_random_images
 from training.config import TrainConfig, parse_config
 from training.train import main
 
@@ -52,17 +54,35 @@ ANOTHER_TASK: dict[str, dict[str, int]] = {
 def arguments(output_dir: Path, **changes: Any) -> list[str]:
     """Command line of a tiny run; the names of `changes` have `__` for the dot of a key.
 
-    Text replaces the task; another task takes the place of the sizes.
+    Text and labelled sequences replace the task; another task takes the place of the sizes.
     """
     changed = {name.replace("__", "."): value for name, value in changes.items()}
     settings = TINY | {"run.output_dir": output_dir} | changed
-    if any(name.startswith("text.") for name in changed):
+    if any(name.startswith(("text.", "labelled.")) for name in changed):
         settings = {name: value for name, value in settings.items() if not name.startswith("task.")}
     if changed.get("task.name") in ANOTHER_TASK:
         settings = {name: value for name, value in settings.items() if not name.startswith("task.sizes.")}
         settings |= ANOTHER_TASK[changed["task.name"]] | changed
     words = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
     return [word for name, value in words.items() for word in (f"--{name}", value)]
+
+
+def few_labelled(folder: Path, data: str) -> dict[str, Any]:
+    """What makes any run on labelled sequences one on a few that are written here."""
+    shorter: dict[str, Any] = {"model.num_hidden_layers": 1}
+    if data == "pixels":
+        write_random_images(folder / "images", 12, 4)
+        return shorter | {"labelled.folder": folder / "images", "labelled.pooling": 8}
+    return shorter | {"labelled.files": f"[{write_documents(folder / 'documents.csv', 40)}]", "labelled.length": 12}
+
+
+def write_documents(file: Path, count: int) -> Path:
+    """A CSV file of documents of different lengths, of two classes."""
+    with file.open("w", newline="", encoding="utf-8") as target:
+        writer = csv.writer(target)
+        writer.writerow(["text", "label"])
+        writer.writerows([f"document {10 ** (i % 5)} of {i}", "good" if i % 3 else "bad"] for i in range(count))
+    return file
 
 
 def tiny_config(output_dir: Path, **changes: Any) -> TrainConfig:

@@ -6,8 +6,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from dsf_models.hub.usage import UsageError
-from tests.training.helpers import ROOT, arguments, forget_accelerate, metrics, tiny_config
+from tests.training.helpers import ROOT, arguments, few_labelled, forget_accelerate, metrics, tiny_config
 from training.config import (
+    LabelledConfig,
     TaskConfig,
     TextConfig,
     TrainConfig,
@@ -92,9 +93,9 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         parse_config(["--run.output_dir", "x", "--task.name", "mqar", "--model.hidden_size", "8"])
     with pytest.raises(UsageError, match=r"does not exist: .*none\.yaml"):
         parse_config(["--config", str(tmp_path / "none.yaml")])
-    with pytest.raises(UsageError, match="one of the sections `task` and `text`"):
+    with pytest.raises(UsageError, match="one of the sections `task`, `text` and `labelled`"):
         parse_config(["--run.output_dir", "x", "--model.architecture", "ssd"])
-    with pytest.raises(UsageError, match="one of the sections `task` and `text`"):
+    with pytest.raises(UsageError, match="one of the sections `task`, `text` and `labelled`"):
         parse_config([*arguments(tmp_path), "--text.files", "[a.txt]"])
 
 
@@ -133,9 +134,10 @@ def test_differences_name_section_and_field(tmp_path: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     parser = ArgumentParser()
-    parser.add_class_arguments(TrainConfig, skip={"task", "text"})
+    parser.add_class_arguments(TrainConfig, skip={"task", "text", "labelled"})
     parser.add_class_arguments(TaskConfig, "task")
     parser.add_class_arguments(TextConfig, "text")
+    parser.add_class_arguments(LabelledConfig, "labelled")
     documented = {action.dest for action in parser._actions if action.help}
     assert set(known_keys()) <= documented
 
@@ -179,7 +181,11 @@ FEW_TOKENS = {
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
 def test_every_yaml_trains(file: Path, tmp_path: Path) -> None:
-    few = FEW | (FEW_TOKENS if "text" in yaml.safe_load(file.read_text()) else FEW_EXAMPLES)
+    sections = yaml.safe_load(file.read_text())
+    (section,) = sections.keys() & {"task", "text", "labelled"}
+    few = FEW | {"task": FEW_EXAMPLES, "text": FEW_TOKENS}.get(section, {})
+    if section == "labelled":
+        few |= few_labelled(tmp_path, sections["labelled"]["data"])
     few["run.output_dir"] = tmp_path / "run"
     forget_accelerate()
     main(parse_config(["--config", str(file), *(f"--{key}={value}" for key, value in few.items())]))

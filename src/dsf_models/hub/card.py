@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
@@ -38,6 +39,8 @@ TOKEN_SELECTION_PAPER = """\
 }"""
 """The paper to cite as well where the task is one of dynamic token selection."""
 
+_HEADINGS = {"task": "## Task", "text": "## Text", "labels": "## Data"}
+_MATERIALS = {"task": "the synthetic task", "text": "text,", "labels": "labelled sequences,"}
 _PLACEHOLDER = "path/to/this/folder"
 """What stands in the card's example where nobody knows yet where the model will lie."""
 
@@ -55,11 +58,11 @@ class TrainingFacts:
     task_sizes: Mapping[str, object]
     """The sizes that the task was generated with, or how the text was prepared."""
 
-    synthetic: bool = True
-    """Whether the examples were generated, so that their ids stand for no text."""
+    material: Literal["task", "text", "labels"] = "task"
+    """Whether the examples were generated, are text to go on with, or sequences with a class each."""
 
     convention: str = "Inputs are token ids as described in `task.json`; there is no tokenizer."
-    """What goes into the model and how its outputs are to be read, where the examples were generated."""
+    """What goes into the model and how its outputs are to be read, where it is no language model of text."""
 
     metrics: Sequence[Metric]
     """Measured results."""
@@ -67,8 +70,8 @@ class TrainingFacts:
     seed: int
     """Seed of initialisation, data order and dropout."""
 
-    data_seed: int
-    """Seed that the examples were generated from."""
+    data_seed: int | None
+    """Seed that the examples were generated from, or of their splits; None where these are always the same."""
 
     data_hash: str
     """SHA-256 of the split that the reported metrics were measured on."""
@@ -223,8 +226,7 @@ def model_card(facts: CardFacts) -> str:
         sections += ["## Results", _results(training.metrics)]
     sections += ["## Use", _usage(facts)]
     if training is not None:
-        heading = "## Task" if training.synthetic else "## Text"
-        sections += [heading, _task(training), "## Training", _training(training)]
+        sections += [_HEADINGS[training.material], _task(training), "## Training", _training(training)]
     sections += ["## Citation", "```bibtex\n" + "\n\n".join(facts.papers) + "\n```"]
     card = f"---\n{_front_matter(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
     return with_evaluations(card, facts.evaluations) if facts.evaluations else card
@@ -257,12 +259,12 @@ def _front_matter(facts: CardFacts) -> str:
     measured = {}
     if facts.training is not None:
         kinds = sorted({metric.kind for metric in facts.training.metrics})
-        tags += [facts.training.task] if facts.training.synthetic else []
-        measured = {"metrics": kinds, "eval_results": _model_index(facts.training)}
+        tags += [facts.training.task] if facts.training.material == "task" else []
+        measured = {"metrics": kinds, "eval_results": _model_index(facts)}
     data = ModelCardData(
         model_name=facts.model_name,
         library_name="transformers",
-        pipeline_tag=HEADS[facts.head].pipeline_tag,
+        pipeline_tag=_pipeline_tag(facts),
         license="apache-2.0",
         tags=tags,
         **measured,
@@ -270,10 +272,17 @@ def _front_matter(facts: CardFacts) -> str:
     return data.to_yaml()
 
 
-def _model_index(training: TrainingFacts) -> list[EvalResult]:
+def _pipeline_tag(facts: CardFacts) -> str | None:
+    """The Hub's pipeline; None for what is known to classify, or to give a number for, other things than text."""
+    reads_text = facts.training is None or facts.tokenizer or facts.head == "causal_lm"
+    return HEADS[facts.head].pipeline_tag if reads_text else None
+
+
+def _model_index(facts: CardFacts) -> list[EvalResult]:
+    training = facts.training
     return [
         EvalResult(
-            task_type="text-generation",
+            task_type=HEADS[facts.head].pipeline_tag,
             dataset_type=training.task,
             dataset_name=training.task,
             dataset_split=metric.split,
@@ -288,8 +297,7 @@ def _model_index(training: TrainingFacts) -> list[EvalResult]:
 def _summary(facts: CardFacts) -> str:
     trained = ""
     if facts.training is not None:
-        kind = "the synthetic task" if facts.training.synthetic else "text,"
-        trained = f", trained from scratch on {kind} `{facts.training.task}`"
+        trained = f", trained from scratch on {_MATERIALS[facts.training.material]} `{facts.training.task}`"
     return (
         f"A sequence model of the architecture `{facts.architecture}` with {facts.parameters:,} parameters{trained}. "
         "It is written in the Dynamical Systems Framework, in which a sequence mixer "
@@ -342,7 +350,7 @@ def _conventions(facts: CardFacts) -> str:
         said.append(
             "Without dsf_models, add `trust_remote_code=True` in place of the first line: it runs the code here."
         )
-    if facts.training is not None and facts.training.synthetic:
+    if facts.training is not None and facts.training.material != "text":
         said.append(facts.training.convention)
     return "\n\n" + " ".join(said) if said else ""
 
@@ -360,10 +368,11 @@ def _commit(training: TrainingFacts) -> str:
 
 def _training(training: TrainingFacts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
+    seeds = f"Seed {training.seed}" + ("" if training.data_seed is None else f"; data seed {training.data_seed}")
     lines = (
         f"* Budget: {training.steps:,} optimiser steps, {training.examples_seen:,} examples.",
         "* The weights were selected on the validation split; the test split was used once, for the table above.",
-        f"* Seed {training.seed}; data seed {training.data_seed}; data hash of the test split `{training.data_hash}`.",
+        f"* {seeds}; data hash of the test split `{training.data_hash}`.",
         f"* Commit: {_commit(training)}.",
         f"* Versions: {versions}.",
     )

@@ -13,7 +13,7 @@ _FILE = "task.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """The task behind a checkpoint; synthetic tasks have no tokenizer, so this is what says what to feed the model."""
+    """The task behind a checkpoint: what says what to feed a model that has no tokenizer, and how to score it."""
 
     name: str
     """Name of the task."""
@@ -21,8 +21,8 @@ class TaskRecord:
     sizes: Mapping[str, Any]
     """All its sizes."""
 
-    seed: int
-    """Seed that the examples were generated from."""
+    seed: int | None
+    """Seed that the examples were generated from; None where they were not generated."""
 
     num_examples: Mapping[str, int]
     """Number of examples of each split."""

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from dsf_models.errors import require_known
+from dsf_models.errors import require, require_known
 
 IMAGE_SPLITS = ("train", "validation", "test")
 CLASSES = (
@@ -40,22 +40,26 @@ def image_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsf_models" / "fashion-mnist"
 
 
-def fashion_mnist(split: str, folder: Path | None = None, num_examples: int | None = None) -> Dataset:
+def fashion_mnist(
+    split: str, folder: Path | None = None, num_examples: int | None = None, *, pooling: int = 1
+) -> Dataset:
     """Fashion-MNIST as rows of tokens.
 
     Args:
         split: "train" (55,000 images), "validation" (the last 5,000 of the training files) or "test" (10,000).
         folder: holds the four idx files, compressed as they are shipped. Default: `image_folder()`.
         num_examples: the first so many; all by default.
+        pooling: side of the squares of pixels whose mean is one token; 1 takes each pixel for itself.
 
     Returns:
-        `input_ids` (1024 tokens of 0..255) and `labels` (0..9).
+        `input_ids` (1024 / pooling² tokens of 0..255) and `labels` (0..9).
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: an unknown split, or squares that do not fill the 32 pixels of a side.
         ImagesError: a file is missing or damaged.
     """
     require_known("split", split, IMAGE_SPLITS)
+    require(pooling > 0 and SIDE % pooling == 0, "pooling", pooling, f"use a divisor of {SIDE}.")
     folder = image_folder() if folder is None else folder
     images = read_idx(folder / f"{_FILES[split]}-images-idx3-ubyte.gz", "images")
     labels = read_idx(folder / f"{_FILES[split]}-labels-idx1-ubyte.gz", "labels")
@@ -64,16 +68,17 @@ def fashion_mnist(split: str, folder: Path | None = None, num_examples: int | No
     held_out = min(VALIDATION_IMAGES, len(images) // 2)
     part = {"train": slice(None, -held_out), "validation": slice(-held_out, None), "test": slice(None)}[split]
     chosen = slice(None, num_examples)
-    ids = pixel_tokens(images[part][chosen])
+    ids = pixel_tokens(images[part][chosen], pooling)
     return Dataset.from_dict({"input_ids": ids, "labels": labels[part][chosen].astype(np.int64)})
 
 
-def pixel_tokens(images: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Images (b, height, width) of at most 32 x 32 as tokens (b, 1024), black around them."""
+def pixel_tokens(images: NDArray[np.uint8], pooling: int = 1) -> NDArray[np.int32]:
+    """Images (b, height, width) of at most 32 x 32 as tokens (b, 1024 / pooling²), black around them."""
     above, left = (SIDE - images.shape[1]) // 2, (SIDE - images.shape[2]) // 2
     padded = np.zeros((len(images), SIDE, SIDE), np.int32)
     padded[:, above : above + images.shape[1], left : left + images.shape[2]] = images
-    return padded.reshape(len(images), -1)
+    squares = padded.reshape(len(images), SIDE // pooling, pooling, SIDE // pooling, pooling)
+    return squares.mean((2, 4)).astype(np.int32).reshape(len(images), -1)
 
 
 def read_idx(file: Path, kind: str) -> NDArray[np.uint8]:

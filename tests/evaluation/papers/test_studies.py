@@ -14,6 +14,8 @@ from scipy import stats
 from dsf_models import QLSTMConfig, QLSTMForCausalLM
 from dsf_models.hub.usage import UsageError
 from evaluation.papers import command, dsf, figure, sweeps
+from evaluation.papers.eigenvalues import spectra
+from evaluation.papers.eigenvalues.report import TASKS
 from evaluation.papers.exponents import learned_exponents
 from evaluation.papers.outcome import outcome
 from evaluation.papers.seeds import paired_difference, summary
@@ -182,7 +184,8 @@ def test_a_study_and_its_sweep_fit(study: Study, size: str) -> None:
 def test_every_configuration_of_a_study_belongs_to_one() -> None:
     files = set((sweeps.ROOT / "configs" / "papers").rglob("*.yaml"))
     sizes = ("small", "full")
-    assert files == {study.config(size) for study in STUDIES for size in sizes} | set(map(regression.config_of, sizes))
+    expected = {study.config(size) for study in STUDIES for size in sizes} | set(map(regression.config_of, sizes))
+    assert files == expected | {spectra.config_of(task, size) for task in TASKS for size in sizes}
 
 
 def test_learned_exponents_are_those_of_the_checkpoint(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """ListOps, texts and pixels: models of tokens and of sequences, on both sides, and what is missing."""
 
 import csv
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +11,12 @@ from transformers import AutoModelForTokenClassification
 from dsf_models.tasks import get_task
 from dsf_models.tasks.text import byte_tokenizer
 from dsf_models.tasks.text.labelled import labelled_documents
-from evaluation.suites.lra import TEXT_FRACTIONS, predicted_classes
+from evaluation.suites.lra import predicted_classes
 from tests.contract import fresh
 from tests.evaluation.helpers import evaluate, refused, save_trained_on
+from tests.idx import write_random_images
 
 LISTOPS = {"max_depth": 4, "max_args": 3, "min_size": 8, "max_size": 30, "sequence_length": 32}
-
-
-def write_images(folder: Path, count: int) -> np.ndarray:
-    """Files in the idx format; the class of an image is that of its brightest quarter, modulo ten."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name, number in (("train", 40), ("t10k", count)):
-        images = rng.integers(0, 256, (number, 28, 28), dtype=np.uint8)
-        labels = (np.arange(number) % 10).astype(np.uint8)
-        header = struct.pack(">4I", 2051, number, 28, 28)
-        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
-        header = struct.pack(">2I", 2049, number)
-        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
-    return images
 
 
 def test_a_model_that_looks_ahead_is_scored_without_its_pads(tmp_path: Path) -> None:
@@ -60,7 +45,7 @@ def test_the_small_listops_needs_no_record(tmp_path: Path) -> None:
 
 
 def test_images_are_rows_of_pixels(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 10)
+    write_random_images(tmp_path / "images", 40, 10)
     model = fresh("ssd", "default", head="sequence_classification", vocab_size=256, num_labels=10)
     model.save_pretrained(tmp_path / "ssd")
     words = {"suite": "lra", "lra__data": "pixels", "lra__folder": tmp_path / "images"}
@@ -84,14 +69,14 @@ def test_texts_are_those_of_the_test_split_byte_by_byte(tmp_path: Path) -> None:
     model = fresh("ssd", "default", head="sequence_classification", vocab_size=258, num_labels=2, pad_token_id=257)
     model.save_pretrained(tmp_path / "ssd")
     results = evaluate(tmp_path / "out", tmp_path / "ssd", suite="lra", lra__data="text", text__files=file)
-    texts, labels = labelled_documents(str(file), "test", TEXT_FRACTIONS)
-    train, _ = labelled_documents(str(file), "train", TEXT_FRACTIONS)
-    assert not set(texts) & set(train)
+    documents = labelled_documents(str(file), "test")
+    texts = documents.texts
+    assert not set(texts) & set(labelled_documents(str(file), "train").texts)
     assert len(texts) == results["suite"]["num_examples"]
     encoded = [byte_tokenizer()(text).input_ids for text in texts]
     with torch.no_grad():
         classes = [int(model.eval()(input_ids=torch.tensor([ids])).logits.argmax()) for ids in encoded]
     assert predicted_classes(model, encoded, 3).tolist() == classes
-    right = [("bad", "good")[found] == label for found, label in zip(classes, labels, strict=True)]
-    assert results["models"][0]["metrics"][0]["value"] == pytest.approx(np.mean(right))
+    assert documents.classes == ("bad", "good")
+    assert results["models"][0]["metrics"][0]["value"] == pytest.approx(np.mean(np.equal(classes, documents.labels)))
     assert "--text.files is missing" in refused(tmp_path / "no", tmp_path / "ssd", suite="lra", lra__data="text")

@@ -21,19 +21,34 @@ def test_every_document_is_in_one_split(tmp_path: Path) -> None:
     rows = [[f"document {i}", str(i % 2)] for i in range(50)]
     file = write(tmp_path / "a.csv", [["text", "label"], *rows, rows[3], ["  ", "1"]])
     found = {split: labelled_documents(file, split, FRACTIONS, seed=1) for split in ("train", "validation", "test")}
-    assert sum(len(texts) for texts, _ in found.values()) == 50
-    for split, (texts, labels) in found.items():
-        assert all(split_of(text, FRACTIONS, 1) == split for text in texts)
-        assert labels == [str(int(text.split()[1]) % 2) for text in texts]
+    assert sum(len(documents.texts) for documents in found.values()) == 50
+    for split, documents in found.items():
+        assert all(split_of(text, FRACTIONS, 1) == split for text in documents.texts)
+        assert documents.labels == [int(text.split()[1]) % 2 for text in documents.texts]
+
+
+def test_a_class_has_the_same_number_in_every_split(tmp_path: Path) -> None:
+    """Also where a split lacks a class."""
+    texts = [f"document {i}" for i in range(60)]
+    rows = [
+        [text, "c" if i % 2 else "a" if split_of(text, FRACTIONS, 0) == "train" else "b"]
+        for i, text in enumerate(texts)
+    ]
+    file = write(tmp_path / "a.csv", [["text", "label"], *rows])
+    for split in ("train", "test"):
+        documents = labelled_documents(file, split, FRACTIONS)
+        assert documents.classes == ("a", "b", "c")
+        names = dict(rows)
+        assert [documents.classes[label] for label in documents.labels] == [names[text] for text in documents.texts]
 
 
 def test_the_order_of_the_file_is_left(tmp_path: Path) -> None:
     """Files are sorted by class; the first documents of a split are of both."""
     rows = [[f"document {i}", str(i // 100)] for i in range(200)]
     file = write(tmp_path / "a.csv", [["text", "label"], *rows])
-    _, labels = labelled_documents(file, "train", FRACTIONS)
-    assert 2 <= labels[:16].count("0") <= 14
-    assert labelled_documents(file, "train", FRACTIONS)[1] == labels
+    labels = labelled_documents(file, "train", FRACTIONS).labels
+    assert 2 <= labels[:16].count(0) <= 14
+    assert labelled_documents(file, "train", FRACTIONS).labels == labels
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -3,21 +3,39 @@
 import csv
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 
 from dsf_models.tasks.text.documents import Paths, find_files, split_of
 from dsf_models.tasks.text.errors import TextError, require
 
+FRACTIONS = {"validation": 0.1, "test": 0.2}
+"""Shares of the documents that select the weights of a classifier and that it is tested on, wherever one is made."""
+
+
+@dataclass(frozen=True)
+class LabelledDocuments:
+    """The documents of a split, and their classes."""
+
+    texts: list[str]
+    """In a random order that follows from the seed and the texts: files are often sorted by class."""
+
+    labels: list[int]
+    """The class of each, an index into `classes`."""
+
+    classes: tuple[str, ...]
+    """Names of the classes of all splits together, sorted, so that an index means the same in each of them."""
+
 
 def labelled_documents(
     paths: Paths,
     split: str,
-    fractions: Mapping[str, float],
+    fractions: Mapping[str, float] = FRACTIONS,
     *,
     column: str = "text",
     label: str = "label",
     seed: int = 0,
-) -> tuple[list[str], list[str]]:
+) -> LabelledDocuments:
     """The documents of one split of CSV files, and their classes.
 
     A document's own text decides which split it belongs to, see `split_of`, and one that occurs twice counts once: who
@@ -30,9 +48,6 @@ def labelled_documents(
         column: holds the text.
         label: holds the class.
         seed: of the split.
-
-    Returns:
-        Texts and classes, in a random order that follows from the seed and the texts: files are often sorted by class.
 
     Raises:
         TextError: no CSV file, a file without these columns, or an empty split.
@@ -55,4 +70,10 @@ def labelled_documents(
     chosen = {text: name for text, name in found.items() if split_of(text, fractions, seed) == split}
     require(bool(chosen), f"The split {split!r} of the documents is empty: give more documents.")
     texts = sorted(chosen, key=lambda text: sha256(f"order {seed}/{text}".encode("utf-8", "surrogatepass")).digest())
-    return texts, [chosen[text] for text in texts]
+    classes = tuple(sorted(set(found.values())))
+    return LabelledDocuments(texts, [classes.index(chosen[text]) for text in texts], classes)
+
+
+def byte_ids(text: str, length: int) -> list[int]:
+    """The first `length` bytes of a text, as `byte_tokenizer` numbers them, without an end of text."""
+    return list(text.encode("utf-8", "replace")[:length])
