@@ -78,11 +78,11 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def check_recordable(names: Sequence[str]) -> None:
-    """Refuse to record into what is no folder here, or into damaged records, before anything is evaluated."""
+    """Refuse to record into what is no folder here, damaged records or a damaged card, before anything is evaluated."""
     for name in names:
         if not Path(name).is_dir():
             raise UsageError(f"--record true writes into the checkpoint, but --model {name} is no folder here.")
-        EvaluationRecord.load_all(Path(name))
+        EvaluationRecord.check(Path(name))
 
 
 def record(content: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ def record(content: Mapping[str, Any]) -> None:
             split=suite["split"],
             data_hash=suite["data_hash"],
             seed=suite["seed"],
-            sizes=suite.get("sizes", {}),
+            sizes={**suite.get("sizes", {}), **model.get("reading", {})},
             metrics=[Metric.from_dict(metric) for metric in model["metrics"]],
             interval=content["interval"],
             environment=content["environment"],

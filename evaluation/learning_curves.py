@@ -3,7 +3,7 @@
     python evaluation/learning_curves.py --runs runs/reviews/ssd runs/reviews/softmax_attention --output_dir comparison
 
 Numbers and curves come from the files of the runs alone; the samples from their final checkpoints. Writes `curves.json`
-(all of it), `curves.png` and `report.md`.
+(all of it), `curves.png`, `report.md` and `report.json`, from which `report.py` takes them.
 """
 
 import json
@@ -21,14 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoTokenizer
 
-from dsf_models.analysis import markdown_table
 from dsf_models.analysis.plots import COLOURS, save
-from dsf_models.hub.files import new_folder, write_json, write_text
+from dsf_models.hub.files import new_folder, write_json
 from dsf_models.hub.usage import CommandParser, UsageError
 from evaluation.checkpoints import load_model
+from evaluation.papers.outcome import distinct
+from evaluation.reporting.blocks import Block, Heading, Image, Paragraph, Table
+from evaluation.reporting.keep import keep_report
+from evaluation.reporting.sections import provenance
 
 PROMPTS = ("The film", "I have seen this", "The worst thing about")
-CURVES = "curves.json"
+CURVES, FIGURE = "curves.json", "curves.png"
 HEADER = ("architecture", "parameters", "validation loss", "test loss", "3-gram, test", "perplexity", "bits per byte")
 _TEMPERATURE, _TOP_P, _NEW_TOKENS = 0.8, 0.95, 80
 
@@ -47,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = [run | {"samples": samples(path, options.prompts)} for path, run in zip(options.runs, runs, strict=True)]
     except UsageError as error:
         sys.exit(f"learning_curves.py: error: {error}")
+    title = f"Language models of {runs[0]['result']['config']['text']['name']}"
     with new_folder(options.output_dir) as folder:
         write_json(folder / CURVES, {"runs": runs})
-        draw(runs, folder / "curves.png")
-        write_text(folder / "report.md", report(runs))
-    print(report(runs))
+        draw(runs, folder / FIGURE)
+        text = keep_report(folder, title, report(runs))
+    print(text)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -112,23 +116,26 @@ def samples(folder: Path, prompts: Sequence[str]) -> list[str]:
     return texts
 
 
-def report(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The comparison in Markdown."""
+def report(runs: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """The comparison."""
     config = runs[0]["result"]["config"]
     threads, steps = config["run"]["threads"], runs[0]["result"]["steps"]
-    parts = [
-        f"# Language models of {config['text']['name']}",
-        f"Rows of {config['text']['block_size']} tokens, a vocabulary of {config['text']['vocab_size']}, "
-        f"{config['training']['batch_size']} rows a step, {steps:,} steps; {threads} thread(s) a process. The 3-gram "
-        "is Kneser-Ney's, interpolated, on the same tokens and rows; losses are in nats per token.",
-        "![Learning curves](curves.png)",
-        markdown_table([row(run) for run in runs], (*HEADER, "minutes", "tokens per second", "waiting"), code=False),
-        f"Samples, at temperature {_TEMPERATURE} from the {_TOP_P:.0%} nucleus, seed 0:",
+    blocks: list[Block] = [
+        Paragraph(
+            f"Rows of {config['text']['block_size']} tokens, a vocabulary of {config['text']['vocab_size']}, "
+            f"{config['training']['batch_size']} rows a step, {steps:,} steps; {threads} thread(s) a process. The "
+            "3-gram is Kneser-Ney's, interpolated, on the same tokens and rows; losses are in nats per token.",
+            "ours",
+        ),
+        Image(FIGURE, "Loss against tokens seen."),
+        Table((*HEADER, "minutes", "tokens per second", "waiting"), [row(run) for run in runs]),
+        Paragraph(f"Samples, at temperature {_TEMPERATURE} from the {_TOP_P:.0%} nucleus, seed 0:"),
     ]
     for run in runs:
-        parts += [f"## {run['result']['architecture']}"]
-        parts += ["> " + " ".join(text.split()) for text in run["samples"]]
-    return "\n\n".join(parts) + "\n"
+        blocks += [Heading(2, run["result"]["architecture"])]
+        blocks += [Paragraph(f"“{' '.join(text.split())}”") for text in run["samples"]]
+    environments = distinct([run["result"]["environment"] for run in runs])
+    return [*blocks, *(Paragraph(provenance([environment])) for environment in environments)]
 
 
 def row(run: Mapping[str, Any]) -> tuple[str, ...]:

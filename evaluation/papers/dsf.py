@@ -105,10 +105,22 @@ NORMALISER = Study(
     contrasts=(("exp", "softplus"), ("exp", "sigmoid"), ("exp", "one_plus_exp")),
 )
 
-STUDIES = {
-    study.name: study
-    for study in (STATE_EXPANSION, NORMALISATION, NORMALISATION_AS_RELEASED, REVERSED_SIGMOID, NORMALISER)
-}
+HEAT_MAPS = Study(
+    name="heat_maps",
+    paper="dsf",
+    title="Heat maps: five mixers by width and states per channel",
+    question="Where in the plane of width d and states per channel n does each mixer solve the task?",
+    stated="Figure 5 of the appendix shows accuracies of five models over d and n; what they are is not known here.",
+    ours=f"{_PROTOCOL} At the small size one learning rate, 0.003, serves all.",
+    unknown=_NUMBERS,
+    series=Axis(key="model.state_size", label="states per channel n", log=True),
+    x=Axis(key="model.hidden_size", label="width d", log=True),
+    panels=Axis(key="model.architecture", label="architecture"),
+    heat_map=True,
+)
+
+_ALL = (STATE_EXPANSION, NORMALISATION, NORMALISATION_AS_RELEASED, REVERSED_SIGMOID, NORMALISER, HEAT_MAPS)
+STUDIES = {study.name: study for study in _ALL}
 
 if __name__ == "__main__":
     setup(STUDIES, __doc__)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,13 +15,16 @@ from evaluation.papers.study import Study
 def draw(study: Study, found: Mapping[str, Any], path: Path) -> None:
     """Draw accuracy along the study's axis, a panel for each value of `panels`, a line for each of `series`.
 
-    A line joins the means over the seeds; dots are single seeds.
+    A line joins the means over the seeds; dots are single seeds. A study of heat maps has a matrix in each panel.
 
     Args:
         study: the study.
         found: as `outcome` gives it.
         path: PNG file to write.
     """
+    if study.heat_map:
+        save(heat_maps(study, found["cells"]), path)
+        return
     cells = found["cells"]
     panels, series = values_of(cells, "panel"), values_of(cells, "series")
     figure = Figure(figsize=(4.6 * len(panels) + 0.6, 4.2), layout="constrained")
@@ -32,6 +36,29 @@ def draw(study: Study, found: Mapping[str, Any], path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=min(4, len(labels)))
     save(figure, path)
+
+
+def heat_maps(study: Study, cells: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean accuracy in %, ">99" above 99, a row for each place of `x`, a column for each of `series`."""
+    panels, rows, columns = (values_of(cells, name) for name in ("panel", "x", "series"))
+    figure = Figure(figsize=(0.7 * len(panels) * (len(columns) + 1) + 1.2, 0.6 * len(rows) + 1.5), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, panel in zip(grid, panels, strict=True):
+        means = np.full((len(rows), len(columns)), np.nan)
+        for cell in (cell for cell in cells if cell["panel"] == panel):
+            means[rows.index(cell["x"]), columns.index(cell["series"])] = 100 * cell["accuracy"]["mean"]
+        axes.imshow(means, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        for (row, column), value in np.ndenumerate(means):
+            words = "–" if np.isnan(value) else ">99" if value > 99 else f"{value:.0f}"
+            axes.text(
+                column, row, words, ha="center", va="center", color="black" if value > 55 else "white", fontsize=9
+            )
+        axes.set_xticks(range(len(columns)), [str(value) for value in columns])
+        axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+        axes.set_xlabel(study.series.label)
+        axes.set_title(str(panel), fontsize=9)
+    grid[0].set_ylabel(study.x.label)
+    return figure
 
 
 def values_of(cells: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

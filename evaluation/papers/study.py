@@ -56,6 +56,9 @@ class Study:
     panels: Axis | None = None
     """What its panels differ in, where the sweep has that axis."""
 
+    heat_map: bool = False
+    """Whether its figure shows a panel as a matrix: a row for each place of `x`, a column for each of `series`."""
+
     contrasts: tuple[tuple[str, str], ...] = ()
     """Pairs of series whose accuracies are subtracted, seed by seed."""
 

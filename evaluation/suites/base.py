@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ class Suite(ABC):
     """One evaluation: what models are asked, and how their answers are scored."""
 
     uses: ClassVar[frozenset[str]]
-    """Fields of `EvaluationConfig` that the suite reads besides those that all do."""
+    """Fields of `EvaluationConfig` that it reads besides those that all do: whole sections, or `section.field`."""
 
     heads: ClassVar[tuple[str, ...]] = ("CausalLM",)
     """Kinds of models that it takes, as their classes end."""
@@ -88,8 +88,20 @@ def refuse_unused(config: EvaluationConfig, uses: frozenset[str]) -> None:
     Raises:
         UsageError: naming the field.
     """
-    default = EvaluationConfig(model=[], output_dir="")
+    default = flat(EvaluationConfig(model=[], output_dir=""))
+    for name, given in flat(config).items():
+        if given != default[name] and not {name, name.partition(".")[0]} & (_EVERYWHERE | uses):
+            suite = "of the checkpoint's task" if config.suite is None else config.suite
+            raise UsageError(f"--{name} is {given}, which the suite {suite} does not read: leave it out.")
+
+
+def flat(config: EvaluationConfig) -> dict[str, Any]:
+    """Every field by its name on the command line."""
+    found: dict[str, Any] = {}
     for field in fields(config):
-        given = getattr(config, field.name)
-        if field.name not in _EVERYWHERE | uses and given != getattr(default, field.name):
-            raise UsageError(f"--{field.name} is {given}, which the suite {config.suite} does not read: leave it out.")
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
+        else:
+            found[field.name] = value
+    return found

@@ -54,7 +54,7 @@ def long_range_arena(config: EvaluationConfig) -> Suite:
 class ArenaTask(TaskSuite):
     """ListOps or Pathfinder."""
 
-    uses = TaskSuite.uses | {"lra"}
+    uses = TaskSuite.uses | {"lra.data"}
 
     def __init__(self, config: EvaluationConfig, data: str) -> None:
         name, sizes = TASKS[data]
@@ -132,7 +132,9 @@ class Pixels(Classification):
 class Texts(Classification):
     """Documents with a class each, read byte by byte."""
 
-    uses = frozenset({"lra", "split", "num_examples", "batch_size", "text"})
+    uses = frozenset(
+        {"lra.data", "split", "num_examples", "batch_size", "text.name", "text.files", "text.column", "text.label"}
+    )
 
     def __init__(self, config: EvaluationConfig) -> None:
         super().__init__(config)

@@ -18,7 +18,7 @@ Letters: n tokens of a document, d documents, b windows, t positions, v vocabula
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
@@ -41,6 +41,7 @@ from evaluation.suites.task import looks_ahead, state_facts
 INTERVAL = "Percentile bootstrap over documents at 95 %, 1,000 resamples: of the choice of documents alone."
 _CHOICE_SEED = 0
 """Of the choice of documents."""
+_TEXT_OPTIONS = tuple(f"text.{field.name}" for field in fields(TextOptions) if field.name != "label")
 _STATE_AFTER = 1024
 """Tokens behind which the state is measured, where a document has as many."""
 _BINS = 24
@@ -84,7 +85,7 @@ class Tokens:
 class Perplexity(Suite):
     """How well language models predict documents of local files."""
 
-    uses = frozenset({"text", "num_examples", "batch_size"})
+    uses = frozenset({*_TEXT_OPTIONS, "num_examples", "batch_size"})
     interval = INTERVAL
 
     def __init__(self, config: EvaluationConfig) -> None:

@@ -154,7 +154,7 @@ AXES = MappingProxyType(
 class Selection(Suite):
     """The task of the checkpoints, and the same at multiples of its trained length and difficulty."""
 
-    uses = frozenset({"sizes", "split", "seed", "num_examples", "batch_size", "factors"})
+    uses = frozenset({"split", "seed", "num_examples", "batch_size", "factors"})
     heads = ("CausalLM", "TokenClassification")
     interval = INTERVAL
 

@@ -117,6 +117,9 @@ def test_only_folders_with_sound_records_are_written_to(tmp_path: Path) -> None:
     (model / EVALUATIONS).write_text("{")
     message = refused(tmp_path / "out", model, record="true")
     assert "evaluations.json holds no evaluations" in message
+    (model / EVALUATIONS).unlink()
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n# Mine\n")
+    assert "README.md has a damaged front matter" in refused(tmp_path / "out", model, record="true")
     assert "is no folder here" in refused(tmp_path / "out", "nobody/nothing", suite="mqar", record="true")
 
 

@@ -237,6 +237,8 @@ NUMBERS_OF_RUNS = {
     "dsf_grid": 1280,
     "dsf_grid_qlstm": 96,
     "dsf_corrected": 14_400,
+    "heat_maps_small": 135,
+    "heat_maps_full": 3600,
     "state_expansion_small": 90,
     "state_expansion_full": 720,
     "normalisation_small": 90,

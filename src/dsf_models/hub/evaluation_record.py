@@ -79,6 +79,15 @@ class EvaluationRecord:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{file} holds no evaluations ({error}): remove it and evaluate again.") from error
 
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Refuse a checkpoint folder that a record could not be written into.
+
+        Raises:
+            UsageError: earlier records or the card's front matter are damaged, naming the file.
+        """
+        _renewed_card(folder, cls.load_all(folder))
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
         return asdict(self) | {"metrics": [metric.to_dict() for metric in self.metrics]}
@@ -90,16 +99,20 @@ class EvaluationRecord:
             UsageError: earlier records or the card's front matter are damaged; nothing is written then.
         """
         records = [record for record in self.load_all(folder) if record.key != self.key] + [self]
-        card = folder / _CARD
-        try:
-            text = with_evaluations(card.read_text(encoding="utf-8"), records) if card.is_file() else None
-        except (ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"{card} has a damaged front matter ({error}): mend it first.") from error
+        text = _renewed_card(folder, records)
         (folder / ".eval_results").mkdir(exist_ok=True)
         write_text(folder / ".eval_results" / f"{self.key}.yaml", hub_results(self))
         write_json(folder / EVALUATIONS, {"evaluations": [record.to_dict() for record in records]})
         if text is not None:
-            write_text(card, text)
+            write_text(folder / _CARD, text)
+
+
+def _renewed_card(folder: Path, records: "Sequence[EvaluationRecord]") -> str | None:
+    card = folder / _CARD
+    try:
+        return with_evaluations(card.read_text(encoding="utf-8"), records) if card.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{card} has a damaged front matter ({error}): mend it first.") from error
 
 
 def hub_results(record: EvaluationRecord) -> str:
@@ -202,4 +215,5 @@ def _provenance(record: EvaluationRecord) -> str:
     seed = "" if record.seed is None else f"seed {record.seed}, "
     machine = environment.get("hardware", {})
     device = ", ".join(machine.get("accelerators") or []) or machine.get("cpu", "unknown")
-    return f"{seed}data hash `{record.data_hash}`, commit `{commit}`{changed}, on {device}. {record.interval}"
+    sizes = "".join(f"{name.replace('_', ' ')} {value}, " for name, value in record.sizes.items() if value is not None)
+    return f"{sizes}{seed}data hash `{record.data_hash}`, commit `{commit}`{changed}, on {device}. {record.interval}"

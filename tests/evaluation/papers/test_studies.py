@@ -157,6 +157,23 @@ def test_the_figure_has_a_line_for_each_series_and_a_dot_for_each_seed(
     ]
 
 
+def test_a_heat_map_has_the_mean_of_every_cell(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figure, "save", lambda made, path: drawn.append(made))
+    cells = outcome(STUDY, "small")["cells"]
+    found = {"cells": [cell for cell in cells if (cell["series"], cell["x"]) != ("s6", 4)]}
+    figure.draw(replace(STUDY, heat_map=True), found, tmp_path / "figure.png")
+    (axes,) = drawn[0].axes
+    expected = {"ssd": {"4": "55", "8": "95"}, "s6": {"4": "–", "8": "72"}}
+    columns = [label.get_text() for label in axes.get_xticklabels()]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    shown = {columns[int(text.get_position()[0])]: {} for text in axes.texts}
+    for text in axes.texts:
+        column, row = map(int, text.get_position())
+        shown[columns[column]][rows[row]] = text.get_text()
+    assert shown == expected
+
+
 def test_a_study_that_has_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "results", lambda *_: tmp_path)
     with pytest.raises(UsageError, match="run the study first"):

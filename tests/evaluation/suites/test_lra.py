@@ -79,4 +79,6 @@ def test_texts_are_those_of_the_test_split_byte_by_byte(tmp_path: Path) -> None:
     assert predicted_classes(model, encoded, 3).tolist() == classes
     assert documents.classes == ("bad", "good")
     assert results["models"][0]["metrics"][0]["value"] == pytest.approx(np.mean(np.equal(classes, documents.labels)))
+    unread = refused(tmp_path / "no", tmp_path / "ssd", suite="lra", lra__data="text", text__files=file, text__window=5)
+    assert "--text.window is 5, which the suite lra does not read" in unread
     assert "--text.files is missing" in refused(tmp_path / "no", tmp_path / "ssd", suite="lra", lra__data="text")

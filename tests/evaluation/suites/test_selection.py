@@ -89,4 +89,6 @@ def test_what_was_trained_has_to_be_known(tmp_path: Path) -> None:
     assert "did you mean selection" in refused(out, folder, suite="selectoin")
     trained = save_trained_on(tmp_path / "ssd", "ssd", "mqar", **SIZES)
     assert "factors is [0.0]" in refused(out, trained, suite="selection", factors="[0]")
+    moved = refused(out, trained, suite="selection", sizes__num_pairs=3)
+    assert "--sizes is {'num_pairs': 3}, which the suite selection does not read" in moved
     assert "which the suite mqar does not read" in refused(out, trained, suite="mqar", factors="[2]")
