@@ -100,7 +100,8 @@ def by_words(bits: Sequence[int]) -> list[dict[str, Any]]:
     found = []
     for size in bits:
         model, words = Network.from_construction(2**size), 2**size
-        right = {pairs: right_answers(model, *recall_rows(words, min(pairs, words), ROWS)) for pairs in PAIRS}
+        possible = [pairs for pairs in PAIRS if pairs <= words]
+        right = {pairs: right_answers(model, *recall_rows(words, pairs, ROWS)) for pairs in possible}
         blocks = model.model.layers
         found.append(
             {
@@ -157,7 +158,7 @@ def report_blocks(found: Mapping[str, Any], folder: Path) -> list[Block]:
     rows = [
         [
             f"{one['words']:,}",
-            *(f"{one['right'][str(pairs)]} of {one['rows']}" for pairs in PAIRS),
+            *(f"{one['right'][str(pairs)]} of {one['rows']}" if str(pairs) in one["right"] else "–" for pairs in PAIRS),
             *(f"{one[part]:,}" for part in ("networks", "mixers", "codes")),
         ]
         for one in found["by_words"]
