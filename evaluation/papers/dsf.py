@@ -111,7 +111,7 @@ HEAT_MAPS = Study(
     title="Heat maps: five mixers by width and states per channel",
     question="Where in the plane of width d and states per channel n does each mixer solve the task?",
     stated="Figure 5 of the appendix shows accuracies of five models over d and n; what they are is not known here.",
-    ours=f"{_PROTOCOL} At the small size one learning rate, 0.003, serves all.",
+    ours=f"{_PROTOCOL} At the small size one learning rate, 0.01, serves all.",
     unknown=_NUMBERS,
     series=Axis(key="model.state_size", label="states per channel n", log=True),
     x=Axis(key="model.hidden_size", label="width d", log=True),
