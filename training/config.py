@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from dsf_models.hub.usage import UsageError, explain_parser_error
+from dsf_models.tasks.images import SIDE
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -221,6 +222,7 @@ class LabelledConfig:
         for name in ("length", "pooling", "train_examples", "validation_examples", "test_examples"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"labelled.{name}", value, "use at least 1, or null")
+        _require(SIDE % (self.pooling or 1) == 0, "labelled.pooling", self.pooling, f"use a divisor of {SIDE}, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ def draw(study: Study, found: Mapping[str, Any], path: Path) -> None:
 
 def heat_maps(study: Study, cells: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean accuracy in %, ">99" above 99, a row for each place of `x`, a column for each of `series`."""
-    panels, rows, columns = (values_of(cells, name) for name in ("panel", "x", "series"))
+    panels = values_of(cells, "panel")
+    rows, columns = (sorted(values_of(cells, name)) for name in ("x", "series"))
     figure = Figure(figsize=(0.7 * len(panels) * (len(columns) + 1) + 1.2, 0.6 * len(rows) + 1.5), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, panel in zip(grid, panels, strict=True):

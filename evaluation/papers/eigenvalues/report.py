@@ -46,9 +46,11 @@ _TEXT = (
     ),
     Paragraph(
         "Six mixers in one shell: the same width, network, short convolution and learning rate, no positions, gates or "
-        "norms of their own. |λ| is that of the Λ which the mixer applies at its true input, in float64, λ_0 left out; "
-        "for attention λ_i = η_{i-1} / η_i. Another realisation of the same Φ has other eigenvalues, see the table. "
-        "The text is classified by its first bytes, the images are clothes: data and sizes are ours.",
+        "norms of their own; SSD and normalized attention have a SiLU behind the convolution, and S4D, LRU and SSD a "
+        "learned D. The weights are those that validation has selected. |λ| is that of the Λ which the mixer applies "
+        "at its true input, in float64, λ_0 left out; for attention λ_i = η_{i-1} / η_i. Another realisation of the "
+        "same Φ has other eigenvalues, see the table. The text is classified by its first bytes, the images are "
+        "clothes: data and sizes are ours.",
         "ours",
     ),
     Paragraph(
@@ -135,7 +137,10 @@ def read_runs(folder: Path, task: str) -> Iterator[Runs]:
 def blocks(found: Sequence[Runs], folder: Path) -> Iterator[Block]:
     """The report; the folder may hold what a person has concluded."""
     yield from _TEXT
-    yield Image(FIGURE, "Share of eigenvalues by |λ|, mean over layers, heads and seeds; whiskers are seeds.")
+    yield Image(
+        FIGURE,
+        "Share of eigenvalues by |λ|, mean over layers, heads and seeds; whiskers: one standard deviation over seeds.",
+    )
     words = ", ".join(f"{name}: {interval}" for name, (interval, _) in REGIONS.items())
     yield Paragraph(
         f"Mean over layers and heads; ± is half of Student's interval at 95 % over the seeds. {words}. Change: the "
@@ -146,7 +151,7 @@ def blocks(found: Sequence[Runs], folder: Path) -> Iterator[Block]:
     yield Table(
         ["task", "runs", *REGIONS],
         list(correlation_rows(found)),
-        "Rank correlation of share and accuracy over runs.",
+        "Rank correlation of share and accuracy over runs, of which those of a mixer are not independent.",
     )
     realisations = dict.fromkeys((runs.mixer, runs.realisation) for runs in found)
     yield Table(["mixer", "realisation"], list(realisations), "Whose eigenvalues they are.")

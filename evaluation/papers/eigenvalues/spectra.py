@@ -47,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> str:
         config, kept = config_of(options.task, options.size), results_of(options.size) / options.task
         state = carry_out(config, kept, options.hours, options.parallel)
         observe(sweep_folder(config), kept, observed_spectra)
-    print(write_report(results_of(options.size)))
+    try:
+        print(write_report(results_of(options.size)))
+    except UsageError:
+        if options.report or state == "finished":
+            raise
+        print("No run has finished yet, so that there is nothing to report: go on later.")
     return state
 
 

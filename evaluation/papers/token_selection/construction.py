@@ -171,7 +171,8 @@ def report_blocks(found: Mapping[str, Any], folder: Path) -> list[Block]:
             ["network", "right %", "interval"],
             [broken_row(one) for one in found["broken"]],
             f"{BROKEN_WORDS} words, {BROKEN_PAIRS} pairs, {BROKEN_ROWS} rows; guessing one of the values is right in "
-            f"{100 / BROKEN_PAIRS:g} %. Wilson score intervals at 95 %.",
+            f"{100 * (1 + (BROKEN_PAIRS - 1) / BROKEN_WORDS) / BROKEN_PAIRS:.1f} %, always the same word in "
+            f"{100 / BROKEN_WORDS:.1f} %. Wilson score intervals at 95 %.",
         ),
         *findings_blocks(folder),
         Paragraph(provenance([found["environment"]])),

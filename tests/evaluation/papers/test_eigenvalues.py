@@ -1,6 +1,7 @@
 """The study of eigenvalues: what is read from a run, what the report says of it, and that tasks and sweeps fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from evaluation.papers.eigenvalues.observed import ROWS, few_rows, observed_spec
 from evaluation.papers.eigenvalues.report import FIGURE, REGIONS, TASKS, read_runs, write_report
 from evaluation.reporting.sections import find_folders
 from tests.training.helpers import train, write_documents
-from training.config import parse_config
-from training.sweep_config import parse_sweep
-from training.sweep_plan import axis_choices
+from training.config import config_to_dict, parse_config
+from training.sweep_config import Seeds, parse_sweep
+from training.sweep_plan import axis_choices, plan
 
 ENVIRONMENT = {"commit": "abc", "hardware": {"cpu": "a processor", "logical_cores": 2}, "versions": {"torch": "2"}}
 
@@ -128,3 +129,12 @@ def test_a_task_and_its_sweep_fit(task: str, size: str) -> None:
     mixers = [choice.value for choice in axis_choices(axis, sweep.axes[axis])]
     assert (axis, len(mixers)) == ("mixer", 6)
     assert len(sweep.seeds.run) >= 3
+    own = {"architecture", "num_heads", "state_size", "normalizer", "offset"}
+    shared = []
+    for run in plan(replace(sweep, seeds=Seeds())):
+        sections = config_to_dict(run.config)
+        model = {name: value for name, value in sections.pop("model").items() if name not in own}
+        sections["run"].pop("output_dir")
+        shared.append((model, sections))
+        assert sections["training"]["target_accuracy"] is None
+    assert all(one == shared[0] for one in shared)
