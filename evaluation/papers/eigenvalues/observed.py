@@ -11,6 +11,7 @@ from torch import Tensor
 from dsf_models.analysis import compare_spectra
 from dsf_models.analysis.legacy import legacy_spectrum
 from dsf_models.hub.inspecting import load_model
+from evaluation.papers.study import ROOT
 from training.config import TrainConfig, parse_config
 from training.data import RunData, load_task_data
 from training.labelled_data import load_labelled_data
@@ -50,7 +51,8 @@ def few_rows(config: TrainConfig) -> RunData:
     few = {"train_examples": 1, "validation_examples": 1, "test_examples": ROWS}
     if config.task is not None:
         return load_task_data(replace(config.task, **few))
-    return load_labelled_data(replace(config.labelled, **few))
+    files = [str(ROOT / file) for file in config.labelled.files]  # the run started in the repository's folder
+    return load_labelled_data(replace(config.labelled, files=files, **few))
 
 
 def listed(fractions: Tensor) -> list[list[list[float]]]:

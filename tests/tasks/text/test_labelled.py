@@ -55,6 +55,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", [["text", "class"], ["x", "1"]])
     with pytest.raises(TextError, match="has no column 'label'; its columns: text, class"):
         labelled_documents(file, "test", FRACTIONS)
+    short = write(tmp_path / "b.csv", [["text", "label"], ["x", "1"], ["y"]])
+    with pytest.raises(TextError, match=r"b\.csv, line 3: no class in column 'label'"):
+        labelled_documents(short, "test", FRACTIONS)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(TextError, match="is no CSV file"):
         labelled_documents(tmp_path / "a.txt", "test", FRACTIONS)

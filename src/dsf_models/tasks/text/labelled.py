@@ -64,6 +64,8 @@ def labelled_documents(
                     require(name in known, f"{file} has no column {name!r}; its columns: {', '.join(known)}")
                 for row in table:
                     if (row[column] or "").strip():
+                        where = f"{file}, line {table.line_num}"
+                        require(bool((row[label] or "").strip()), f"{where}: no class in column {label!r}")
                         found.setdefault(row[column], row[label])
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise TextError(f"{file} cannot be read as CSV: {error}") from error
