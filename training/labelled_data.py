@@ -11,14 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from dsf_models.hub.usage import UsageError
 from dsf_models.tasks.images import CLASSES, SIDE, VOCAB_SIZE, ImagesError, fashion_mnist, image_folder
 from dsf_models.tasks.text import TextError, byte_tokenizer, end_of_text_id, pad_id
-from dsf_models.tasks.text.labelled import byte_ids, labelled_documents
+from dsf_models.tasks.text.labelled import LENGTH, byte_ids, labelled_documents
 from training.config import LabelledConfig
 from training.data import Examples, RunData
 from training.readout import ClassReadout
 from training.score import Score
 
-TEXT_LENGTH = 4096
-"""Bytes of a document that are read where a configuration does not say, as in the Long Range Arena."""
 _SOME_CLASSES = ("0", "1")
 """Classes of documents that are not looked at."""
 
@@ -104,12 +102,12 @@ def load_labelled_data(config: LabelledConfig) -> LabelledData:
 def shape_of(config: LabelledConfig) -> tuple[ClassReadout, int]:
     """What a model needs to know of these data before they are read: a readout for some classes, tokens of a row."""
     if config.data == "text":
-        return _text_readout(_SOME_CLASSES), config.length or TEXT_LENGTH
+        return _text_readout(_SOME_CLASSES), config.length or LENGTH
     return _pixel_readout(), (SIDE // (config.pooling or 1)) ** 2
 
 
 def _texts(config: LabelledConfig) -> LabelledData:
-    length, counts = config.length or TEXT_LENGTH, _counts(config)
+    length, counts = config.length or LENGTH, _counts(config)
     columns = {"column": config.column or "text", "label": config.label or "label"}
     documents = {split: labelled_documents(config.files, split, **columns) for split in counts}
     tokenizer, classes = byte_tokenizer(), documents["train"].classes

@@ -77,8 +77,13 @@ def _options(
 ) -> argparse.Namespace:
     parser = CommandParser(description=description)
     parser.add_argument("study", choices=list(studies), help="which study")
+    add_sweep_options(parser)
+    return parser.parse_args(arguments)
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every study that is a sweep can be told: its size, when to stop, how much at a time, or to report."""
     parser.add_argument("--size", choices=["small", "full"], default="small", help="default: %(default)s")
     parser.add_argument("--hours", type=float, help="stop after this time, to go on later (default: no limit)")
     parser.add_argument("--parallel", type=int, help="runs at a time (default: as many as there are cores or GPUs)")
     parser.add_argument("--report", action="store_true", help="run nothing: write report and figure anew")
-    return parser.parse_args(arguments)

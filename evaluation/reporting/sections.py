@@ -29,17 +29,13 @@ def find_folders(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(f"{path} does not exist: give folders of results.")
         own = {file.parent for name in (OUTCOME, REPORT) for file in path.rglob(name)}
         reported = {file.parent for file in path.rglob(REPORT)}
-        spoken_for = {folder for folder in plain_sweeps(path) if reported.intersection(folder.parents)}
+        sweeps = {file.parent for file in path.rglob(SWEEP_TABLE)}
+        spoken_for = {folder for folder in sweeps if reported.intersection(folder.parents)}
         plain = {file.parent for file in path.rglob(RESULTS)} - spoken_for
         found += sorted((own | plain) - set(found))
     if not found:
         raise UsageError(f"There is no {RESULTS} under {', '.join(map(str, paths))}: evaluate something first.")
     return found
-
-
-def plain_sweeps(path: Path) -> set[Path]:
-    """The folders under a path that hold a sweep."""
-    return {file.parent for file in path.rglob(RESULTS) if "runs" in read_json(file)}
 
 
 def section(folder: Path) -> list[Block]:

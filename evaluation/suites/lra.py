@@ -5,7 +5,7 @@ model with a head for sequences. Source: Y. Tay et al., arXiv:2011.04006; the te
 own, so that accuracies on them compare with ours alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dsf_models.hub.usage import UsageError
 from dsf_models.tasks.images import CLASSES, VOCAB_SIZE, ImagesError, fashion_mnist, image_folder
 from dsf_models.tasks.listops import SMALL
 from dsf_models.tasks.text import TextError, byte_tokenizer
-from dsf_models.tasks.text.labelled import byte_ids, labelled_documents
+from dsf_models.tasks.text.labelled import LENGTH, byte_ids, labelled_documents
 from evaluation.config import EvaluationConfig
 from evaluation.results import measured
 from evaluation.scoring import INTERVAL, accuracy
@@ -35,8 +35,6 @@ TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Task and sizes of the tasks that are generated; sizes that the command line or a record names go before these."""
 LABELLED = ("text", "pixels")
 """What is classified by a model with a head for sequences."""
-TEXT_LENGTH = 4096
-"""Bytes of a text that are read, as in the Long Range Arena, unless the checkpoints have learned shorter ones."""
 
 
 def long_range_arena(config: EvaluationConfig) -> Suite:
@@ -71,8 +69,8 @@ class Classification(Suite):
     data: Dataset
     """`input_ids` of each sequence and its class in `labels`."""
 
-    classes: int
-    """Number of classes."""
+    names: tuple[str, ...]
+    """Names of the classes, in the order of their numbers in `labels`."""
 
     least_vocabulary: int
     """Tokens that a model has to know."""
@@ -80,7 +78,7 @@ class Classification(Suite):
     def evaluate(self, model: PreTrainedModel, name: str) -> dict[str, Any]:
         """Accuracy, beside that of the most frequent class."""
         self.check(model, name)
-        labels = np.array(self.data["labels"])
+        labels = np.array(class_indices(model, name, self.names))[self.data["labels"]]
         try:
             right = predicted_classes(model, self.data["input_ids"], self.config.batch_size) == labels
         except ValueError as error:
@@ -90,7 +88,7 @@ class Classification(Suite):
             "accuracy",
             found,
             self.facts["split"],
-            chance=1 / self.classes,
+            chance=1 / len(self.names),
             best_trivial=float(np.bincount(labels).max() / len(labels)),
         )
         first = np.array([self.data[0]["input_ids"]])
@@ -99,10 +97,10 @@ class Classification(Suite):
     def check(self, model: PreTrainedModel, name: str) -> None:
         """Refuse a model with too few classes or tokens."""
         size = model.get_input_embeddings().num_embeddings
-        if model.config.num_labels < self.classes or size < self.least_vocabulary:
+        if model.config.num_labels < len(self.names) or size < self.least_vocabulary:
             raise UsageError(
                 f"--model {name} has {model.config.num_labels} classes and {size} tokens, but {self.facts['name']} has "
-                f"{self.classes} and {self.least_vocabulary}: it was not trained on it."
+                f"{len(self.names)} and {self.least_vocabulary}: it was not trained on it."
             )
 
     def _state(self, model: PreTrainedModel, first: np.ndarray) -> dict[str, Any]:
@@ -115,7 +113,7 @@ class Pixels(Classification):
     """Fashion-MNIST, each image a row of 1,024 grey levels."""
 
     uses = frozenset({"lra", "split", "num_examples", "batch_size"})
-    classes = len(CLASSES)
+    names = CLASSES
     least_vocabulary = VOCAB_SIZE
 
     def __init__(self, config: EvaluationConfig) -> None:
@@ -146,13 +144,27 @@ class Texts(Classification):
         except TextError as error:
             raise UsageError(f"--text.files is refused: {error}") from error
         self.least_vocabulary = len(byte_tokenizer())
-        self.classes = len(documents.classes)
-        length = recorded_size(config, "text", "length", TEXT_LENGTH)
+        self.names = documents.classes
+        length = recorded_size(config, "text", "length", LENGTH)
         chosen = slice(None, config.num_examples)
         ids = [byte_ids(document, length) for document in documents.texts[chosen]]
         self.data = Dataset.from_dict({"input_ids": ids, "labels": documents.labels[chosen]})
         sizes = {"length": length, "classes": list(documents.classes)}
         self.facts = _facts(text.name, config.split, self.data) | {"sizes": sizes}
+
+
+def class_indices(model: PreTrainedModel, name: str, classes: Sequence[str]) -> list[int]:
+    """The outputs of a model that stand for these classes: by name, or by number where it has no names for them.
+
+    Raises:
+        UsageError: the model has names, and one of the classes is not among them.
+    """
+    named = {label: index for index, label in model.config.id2label.items()}
+    if all(label == f"LABEL_{index}" for label, index in named.items()):
+        return list(range(len(classes)))
+    if missing := [label for label in classes if label not in named]:
+        raise UsageError(f"--model {name} knows the classes {', '.join(named)}, but not {', '.join(missing)}.")
+    return [named[label] for label in classes]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from dsf_models.hub.usage import CommandParser, UsageError
-from evaluation.papers.command import EXIT
+from evaluation.papers.command import EXIT, add_sweep_options
 from evaluation.papers.eigenvalues.observed import observed_spectra
 from evaluation.papers.eigenvalues.report import TASKS, write_report
 from evaluation.papers.study import ROOT
@@ -69,10 +69,7 @@ def results_of(size: str) -> Path:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(prog="spectra.py", description=__doc__)
     parser.add_argument("task", choices=list(TASKS), help="which task")
-    parser.add_argument("--size", choices=["small", "full"], default="small", help="default: %(default)s")
-    parser.add_argument("--hours", type=float, help="stop after this time, to go on later (default: no limit)")
-    parser.add_argument("--parallel", type=int, help="runs at a time (default: as many as there are cores or GPUs)")
-    parser.add_argument("--report", action="store_true", help="run nothing: write report and figures anew")
+    add_sweep_options(parser)
     return parser.parse_args(arguments)
 
 

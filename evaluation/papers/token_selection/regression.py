@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from dsf_models.hub.files import write_json
 from dsf_models.hub.provenance import environment_facts
 from dsf_models.hub.usage import CommandParser, UsageError
+from evaluation.papers.command import add_sweep_options
 from evaluation.papers.study import ROOT
 from evaluation.papers.sweeps import carry_out, read_json
 from evaluation.papers.token_selection.networks import network_outcome
@@ -102,10 +103,7 @@ def write_report(results: Path, size: str) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("part", choices=["oracle", "networks", "all"], nargs="?", default="all", help="what to run")
-    parser.add_argument("--size", choices=["small", "full"], default="small", help="of the sweep, default: %(default)s")
-    parser.add_argument("--hours", type=float, help="stop the sweep after this time, to go on later")
-    parser.add_argument("--parallel", type=int, help="runs at a time (default: as many as there are cores or GPUs)")
-    parser.add_argument("--report", action="store_true", help="run nothing: write report and figure anew")
+    add_sweep_options(parser)
     return parser.parse_args(arguments)
 
 

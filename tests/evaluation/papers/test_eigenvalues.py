@@ -83,6 +83,7 @@ def results(tmp_path: Path) -> Path:
     runs.append({"name": "unfinished", "axes": {"mixer": "ssd"}, "result": None})
     (folder / "mqar" / "results.json").write_text(json.dumps({"tuned": [], "runs": runs}))
     (folder / "mqar" / "observations.json").write_text(json.dumps(seen))
+    (folder / "mqar" / "table.json").write_text("[]")
     return folder
 
 
@@ -112,6 +113,10 @@ def test_the_report_says_it_and_labels_what_is_legacy(results: Path) -> None:
     assert (results / FIGURE).stat().st_size > 10_000
     # One section of the page of all reports: the sweep below has none of its own.
     assert find_folders([results.parent]) == [results]
+    # An evaluation below it keeps its own, also a damaged one, of which the page then says so.
+    (results / "evaluation").mkdir()
+    (results / "evaluation" / "results.json").write_text("{")
+    assert find_folders([results.parent]) == [results, results / "evaluation"]
 
 
 def test_without_any_run_nothing_is_written(tmp_path: Path) -> None:

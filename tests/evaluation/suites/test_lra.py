@@ -79,6 +79,16 @@ def test_texts_are_those_of_the_test_split_byte_by_byte(tmp_path: Path) -> None:
     assert predicted_classes(model, encoded, 3).tolist() == classes
     assert documents.classes == ("bad", "good")
     assert results["models"][0]["metrics"][0]["value"] == pytest.approx(np.mean(np.equal(classes, documents.labels)))
+    # A model that has names for its classes is asked by name.
+    model.config.id2label, model.config.label2id = {0: "good", 1: "bad"}, {"good": 0, "bad": 1}
+    model.save_pretrained(tmp_path / "named")
+    named = evaluate(tmp_path / "by_name", tmp_path / "named", suite="lra", lra__data="text", text__files=file)
+    other_way = np.mean(np.equal(classes, 1 - np.array(documents.labels)))
+    assert named["models"][0]["metrics"][0]["value"] == pytest.approx(other_way)
+    model.config.id2label, model.config.label2id = {0: "good", 1: "fine"}, {"good": 0, "fine": 1}
+    model.save_pretrained(tmp_path / "other")
+    unknown = refused(tmp_path / "no", tmp_path / "other", suite="lra", lra__data="text", text__files=file)
+    assert "knows the classes good, fine, but not bad" in unknown
     unread = refused(tmp_path / "no", tmp_path / "ssd", suite="lra", lra__data="text", text__files=file, text__window=5)
     assert "--text.window is 5, which the suite lra does not read" in unread
     assert "--text.files is missing" in refused(tmp_path / "no", tmp_path / "ssd", suite="lra", lra__data="text")

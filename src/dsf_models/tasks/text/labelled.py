@@ -9,6 +9,8 @@ from hashlib import sha256
 from dsf_models.tasks.text.documents import Paths, find_files, split_of
 from dsf_models.tasks.text.errors import TextError, require
 
+LENGTH = 4096
+"""Bytes of a document that a classifier reads where nobody says otherwise, as in the Long Range Arena."""
 FRACTIONS = {"validation": 0.1, "test": 0.2}
 """Shares of the documents that select the weights of a classifier and that it is tested on, wherever one is made."""
 
